@@ -1,0 +1,117 @@
+"""Depthwise convolution (one filter a channel) on channel-blocked activations.
+
+The lanes of a vector are channels and never mix. A tile is ``cols`` neighbouring output pixels of one row; every input
+vector of a row is loaded once and used by all the taps that it meets (for 3x3 at stride 1: three), and the row's weights
+stay in registers. The number of kernel rows is an argument, the kernel's width is baked in. Wide kernels, whose row of
+weights does not fit the register file, loop over their taps instead (``unrolled=False``).
+
+Weights are packed ``[block][kh][kw][v]``. The source of the idea of holding filter rows in registers: any register-blocked
+stencil; the limits that choose ``cols`` are in ``choose_cols``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from convwright.codegen.lang import Kernel
+from convwright.codegen.target import Target
+from convwright.kernels.activations import apply
+from convwright.kernels.arguments import Arguments
+
+ARGUMENTS = Arguments(
+    "x w bias y residual",
+    # work: item -> (image, block, chunk of output rows)
+    "blocks chunks chunk_rows out_rows out_cols col_tiles taps_high taps_wide "
+    "x_image x_block x_row x_tap_row x_tap_col y_image y_block y_row r_image r_block r_row",
+)
+
+
+@dataclass(frozen=True)
+class DepthwiseTile:
+    """What is baked into one depthwise kernel.
+
+    cols: output pixels of the register tile; width: taps in a row; stride, dilation: along the row.
+    unrolled: the row's weights are held in registers.
+    epilogue: activations, and ``("residual",)`` where the residual is added.
+    """
+
+    cols: int
+    width: int
+    stride: int
+    dilation: int
+    unrolled: bool = True
+    epilogue: tuple[tuple[object, ...], ...] = ()
+
+    @property
+    def key(self) -> str:
+        return f"depthwise-{self!r}"
+
+    def name(self, target: Target) -> str:
+        return f"f32-depthwise-{self.cols}x{self.width}s{self.stride}-{target.name}"
+
+
+def fits_registers(width: int, target: Target) -> bool:
+    """Whether a row of ``width`` weights leaves room for at least four accumulators."""
+    return width + 1 + 4 <= target.registers
+
+
+def choose_cols(out_cols: int, width: int, target: Target) -> int:
+    """Output pixels of the tile: as many as registers allow, dividing the row with the least work done twice."""
+    held = width if fits_registers(width, target) else 1
+    most = min(out_cols, max(1, target.registers - held - 2), 14)
+    return min(range(max(1, most // 2), most + 1), key=lambda cols: (-(-out_cols // cols) * (cols + 2), -cols))
+
+
+def emit(tile: DepthwiseTile, target: Target) -> ir.Module:
+    """The kernel's module."""
+    k = Kernel(target)
+    a = ARGUMENTS.read(k)
+    with k.loop(k.begin, k.end) as item:
+        plane, chunk = item // a.chunks, item % a.chunks
+        image, block = plane // a.blocks, plane % a.blocks
+        x = k.advance(a.x, image * a.x_image + block * a.x_block)
+        y = k.advance(a.y, image * a.y_image + block * a.y_block)
+        residual = k.advance(a.residual, image * a.r_image + block * a.r_block)
+        w = k.advance(a.w, block * (a.taps_high * a.taps_wide) * k.v)
+        bias = k.load(a.bias, block * k.v)
+        first = chunk * a.chunk_rows
+        with k.loop(first, k.minimum(first + a.chunk_rows, a.out_rows)) as row, k.loop(0, a.col_tiles) as col_tile:
+            left = k.minimum(col_tile * tile.cols, a.out_cols - tile.cols)
+            corner = k.advance(x, row * a.x_row + left * (tile.stride * k.v))
+            sums = [k.variable(bias) for _ in range(tile.cols)]
+            with k.loop(0, a.taps_high) as tap_row:
+                x_row = k.advance(corner, tap_row * a.x_tap_row)
+                w_row = k.advance(w, tap_row * a.taps_wide * k.v)
+                _sum_row(k, tile, sums, x_row, w_row, a)
+            for col, total in enumerate(sums):
+                vector = total.get()
+                for operation in tile.epilogue:
+                    if operation[0] == "residual":
+                        place = row * a.r_row + (left + col) * k.v
+                        vector = k.add(vector, k.load(residual, place))
+                    else:
+                        vector = apply(k, operation, vector)
+                k.store(vector, y, row * a.y_row + (left + col) * k.v)
+    return k.finish()
+
+
+def _sum_row(k, tile: DepthwiseTile, sums, x_row: ir.Value, w_row: ir.Value, a) -> None:
+    """Add one row of taps to the tile's sums."""
+    if not tile.unrolled:
+        with k.loop(0, a.taps_wide) as tap:
+            weight = k.load(w_row, tap * k.v)
+            x_tap = k.advance(x_row, tap * a.x_tap_col)
+            for col, total in enumerate(sums):
+                total.set(k.fma(k.load(x_tap, col * tile.stride * k.v), weight, total.get()))
+        return
+    weights = [k.load(w_row, tap * k.v) for tap in range(tile.width)]
+    users: dict[int, list[tuple[int, int]]] = {}
+    for col in range(tile.cols):
+        for tap in range(tile.width):
+            users.setdefault(col * tile.stride + tap * tile.dilation, []).append((col, tap))
+    for place in sorted(users):
+        value = k.load(x_row, place * k.v)
+        for col, tap in users[place]:
+            sums[col].set(k.fma(value, weights[tap], sums[col].get()))

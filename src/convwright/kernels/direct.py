@@ -1,0 +1,182 @@
+"""Direct convolution on channel-blocked activations; pointwise and fully connected layers are its special cases.
+
+A register tile of ``rows x cols`` output pixels by ``outs`` vectors of output channels is summed over all input channels
+and taps, one broadcast input value and ``outs`` weight vectors at a time:
+
+    acc[pixel][out] += x[channel, pixel * stride + tap * dilation] * w[out][channel, tap]
+
+Sizes, strides, dilation and the number of taps are arguments of the kernel: one kernel serves every layer whose tile,
+horizontal stride and epilogue agree. Tiles at the right and bottom edge are moved back inside and compute some pixels twice,
+so there is no code for tails. Channels beyond ``in_channels`` in the last block are never read: a NaN in a lane that means
+nothing must not reach one that does.
+
+Weights are packed ``[output vector][channel][kh][kw][lane of the input block][v]``, read strictly forwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from convwright.codegen.lang import Int, Kernel
+from convwright.codegen.target import Target
+from convwright.kernels.activations import apply
+from convwright.kernels.arguments import Arguments
+
+ARGUMENTS = Arguments(
+    "x w bias y table residual",
+    # work: item -> (outer half of the output tiles, chunk of pixel tiles, output tile inside the half)
+    "tiles_inner tiles chunks chunks_image chunk_tiles pixel_tiles col_tiles out_rows out_cols "
+    "x_image x_block x_row x_tap_row x_tap_col channels taps_high taps_wide "
+    "w_out y_image y_block y_row wrap_cols r_image r_block r_row",
+)
+
+TABLE_COLUMNS = 5  # first input channel, first output block, offset of the weights, first and last + 1 output lane
+
+
+@dataclass(frozen=True)
+class DirectTile:
+    """What is baked into one direct kernel.
+
+    rows, cols: output pixels of the register tile; outs: vectors of output channels.
+    pixel_step: floats from one output pixel's input to the next one's in a row.
+    planar: 0 for channel-blocked input; else the kernel's width, for an input of plain channel planes (first layers).
+    tap_step: floats from one tap to the next in a row of a planar input.
+    taps: False when the kernel is 1x1.
+    wrap: the pixels are one flat row, but rows of the output (and residual) have gaps between them.
+    masked: output tiles may cover lanes of another group, which are not stored.
+    epilogue: activations, and ``("residual",)`` where the residual is added.
+    """
+
+    rows: int
+    cols: int
+    outs: int
+    pixel_step: int
+    planar: int = 0
+    tap_step: int = 1
+    taps: bool = True
+    wrap: bool = False
+    masked: bool = False
+    epilogue: tuple[tuple[object, ...], ...] = ()
+
+    @property
+    def key(self) -> str:
+        return f"direct-{self!r}"
+
+    def name(self, target: Target) -> str:
+        return f"f32-{'first' if self.planar else 'direct'}-{self.rows * self.cols}x{self.outs}-{target.name}"
+
+
+def emit(tile: DirectTile, target: Target) -> ir.Module:
+    """The kernel's module."""
+    k = Kernel(target)
+    a = ARGUMENTS.read(k)
+    with k.loop(k.begin, k.end) as item:
+        half = item // (a.tiles_inner * a.chunks)
+        rest = item % (a.tiles_inner * a.chunks)
+        out_tile = half * a.tiles_inner + rest % a.tiles_inner
+        chunk = rest // a.tiles_inner
+        with k.when(out_tile < a.tiles):
+            image, chunk_in_image = chunk // a.chunks_image, chunk % a.chunks_image
+            row = [k.load_int(a.table, out_tile * TABLE_COLUMNS + column) for column in range(TABLE_COLUMNS)]
+            channel, block, w_offset, lane_begin, lane_end = row
+            masks: list[ir.Value | None] = [None] * tile.outs
+            if tile.masked:
+                masks = [k.mask(lane_begin - out * k.v, lane_end - out * k.v) for out in range(tile.outs)]
+            w = k.advance(a.w, w_offset)
+            bias = k.advance(a.bias, block * k.v)
+            x = k.advance(a.x, image * a.x_image)
+            y = k.advance(a.y, image * a.y_image + block * a.y_block)
+            residual = k.advance(a.residual, image * a.r_image + block * a.r_block)
+            first = chunk_in_image * a.chunk_tiles
+            last = k.minimum(first + a.chunk_tiles, a.pixel_tiles)
+            with k.loop(first, last) as pixel_tile:
+                top = k.minimum((pixel_tile // a.col_tiles) * tile.rows, a.out_rows - tile.rows)
+                left = k.minimum((pixel_tile % a.col_tiles) * tile.cols, a.out_cols - tile.cols)
+                corner = k.advance(x, top * a.x_row + left * tile.pixel_step)
+                sums = _sum_tile(k, a, tile, corner, w, bias, channel, masks)
+                _store_tile(k, a, tile, sums, y, residual, top, left, masks)
+    return k.finish()
+
+
+def _sum_tile(k, a, tile, corner, w, bias, channel, masks):
+    """Accumulators ``[pixel][out]`` of one register tile, bias included."""
+    initial = [k.load(bias, out * k.v, masks[out]) for out in range(tile.outs)]
+    sums = [[k.variable(vector) for vector in initial] for _ in range(tile.rows * tile.cols)]
+    weights = k.variable(w)
+
+    def taps_of_block(x: ir.Value) -> None:
+        """Sum over the taps, at each of them over ``lanes`` input channels."""
+        if not tile.taps:
+            lanes(x)
+            return
+        with k.loop(0, a.taps_high) as tap_row:
+            if tile.planar:
+                lanes(k.advance(x, tap_row * a.x_tap_row))
+            else:
+                with k.loop(0, a.taps_wide) as tap_col:
+                    lanes(k.advance(x, tap_row * a.x_tap_row + tap_col * a.x_tap_col))
+
+    def step(x_rows, at: Int | int, unroll: int) -> None:
+        """``unroll`` consecutive values of the reduction, the first of them ``at`` lanes from the tile's corner."""
+        now = weights.get()
+        for lane in range(unroll):
+            vectors = [k.load(k.advance(now, a.w_out * out), lane * k.v) for out in range(tile.outs)]
+            for pixel, accumulators in enumerate(sums):
+                x_row = x_rows[pixel // tile.cols]
+                place = (pixel % tile.cols) * tile.pixel_step + lane * tile.tap_step
+                value = k.broadcast(k.load_scalar(k.advance(x_row, at), place))
+                for vector, accumulator in zip(vectors, accumulators, strict=True):
+                    accumulator.set(k.fma(value, vector, accumulator.get()))
+        weights.set(k.advance(now, unroll * k.v))
+
+    if tile.planar:
+
+        def lanes(x: ir.Value) -> None:
+            step([k.advance(x, a.x_row * row) for row in range(tile.rows)], 0, tile.planar)
+
+        with k.loop(channel, channel + a.channels) as plane:
+            taps_of_block(k.advance(corner, plane * a.x_block))
+    else:
+        place = k.variable(channel)
+        remaining = k.variable(a.channels)
+        with k.loop(0, (channel % k.v + a.channels + (k.v - 1)) // k.v):
+            start = place.get()
+            count = k.minimum(k.v - start % k.v, remaining.get())
+
+            def lanes(x: ir.Value) -> None:
+                x_rows = [k.advance(x, a.x_row * row) for row in range(tile.rows)]
+                whole = count // UNROLL * UNROLL
+                with k.loop(0, whole, UNROLL) as at:
+                    step(x_rows, at, UNROLL)
+                with k.loop(whole, count) as at:
+                    step(x_rows, at, 1)
+
+            taps_of_block(k.advance(corner, start // k.v * a.x_block + start % k.v))
+            place.set(start + count)
+            remaining.set(remaining.get() - count)
+    return [[accumulator.get() for accumulator in accumulators] for accumulators in sums]
+
+
+UNROLL = 4
+
+
+def _store_tile(k, a, tile, sums, y, residual, top, left, masks) -> None:
+    if tile.wrap:  # the first pixel's row and column in the output; the others follow one by one
+        row, col = left // a.wrap_cols, left % a.wrap_cols
+    for pixel, vectors in enumerate(sums):
+        if tile.wrap:
+            y_at, r_at = row * a.y_row + col * k.v, row * a.r_row + col * k.v
+            ended = (col + 1).equals(a.wrap_cols)
+            row, col = k.choose(ended, row + 1, row), k.choose(ended, 0, col + 1)
+        else:
+            down, right = top + pixel // tile.cols, left + pixel % tile.cols
+            y_at, r_at = down * a.y_row + right * k.v, down * a.r_row + right * k.v
+        for out, vector in enumerate(vectors):
+            for operation in tile.epilogue:
+                if operation[0] == "residual":
+                    vector = k.add(vector, k.load(residual, a.r_block * out + r_at, masks[out]))
+                else:
+                    vector = apply(k, operation, vector)
+            k.store(vector, y, a.y_block * out + y_at, masks[out])
