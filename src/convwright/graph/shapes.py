@@ -1,0 +1,145 @@
+"""Concrete types of every value of a graph, given the shapes of its inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConvwrightError
+from .evaluate import EVALUATORS, evaluate
+from .graph import Graph, Node, ValueInfo
+from .shape_rules import RULES, Scope
+
+_SMALL = 1024
+"""Values of at most this many elements are followed through shape arithmetic."""
+
+_PASS_THROUGH = {"Shape", "Size"}
+
+
+@dataclass(slots=True)
+class Inferred:
+    """What `infer` found.
+
+    - `values`: type of every value, constants included, with a concrete shape.
+    - `constants`: contents of the values that turned out not to depend on the data (shape arithmetic), by name; the
+      graph's own constants are not repeated here.
+    """
+
+    values: dict[str, ValueInfo]
+    constants: dict[str, np.ndarray[Any, Any]]
+
+    def __getitem__(self, name: str) -> ValueInfo:
+        return self.values[name]
+
+
+def infer(graph: Graph, shapes: Mapping[str, Iterable[int]] | None = None) -> Inferred:
+    """Types of all values of `graph`.
+
+    - `shapes`: by input name; inputs whose declared shape is concrete may be left out.
+
+    Raises ConvwrightError for shapes that the graph does not accept, naming the node that objects.
+    """
+    scope = Scope(graph.constants, graph.opset)
+    values = scope.values
+    for name, info in concrete_inputs(graph, shapes or {}).items():
+        values[name] = info
+    for name, array in graph.constants.items():
+        values[name] = ValueInfo(array.dtype, array.shape)
+    known, weights = scope.constants, graph.constants
+    for node in graph.nodes:
+        rule = RULES.get(node.op) if not node.domain or node.domain == "convwright" else None
+        if node.op in EVALUATORS and node.op not in _PASS_THROUGH and not node.domain:
+            # Cheap test first: nearly every node's first input depends on the data.
+            first = node.inputs[0] if node.inputs else ""
+            if (first in known or first in weights) and _fold(scope, node):
+                continue
+        infos = rule(scope, node) if rule is not None else _by_onnx(scope, node, graph)
+        for name, info in zip(node.outputs, infos, strict=False):
+            if name:
+                values[name] = info
+        if len(node.outputs) > len(infos) and any(node.outputs[len(infos) :]):
+            raise ConvwrightError(f"{node} has {len(node.outputs)} outputs, {len(infos)} are supported")
+    return Inferred(values, known)
+
+
+def concrete_inputs(graph: Graph, shapes: Mapping[str, Iterable[int]]) -> dict[str, ValueInfo]:
+    """The graph's inputs with the given shapes, checked against what the graph declares."""
+    for name in shapes:
+        if name not in graph.inputs:
+            raise ConvwrightError(f"no input named {name!r}; the graph's inputs are {list(graph.inputs)}")
+    result = {}
+    symbols: dict[str, tuple[int, str]] = {}
+    for name, info in graph.inputs.items():
+        given = shapes.get(name)
+        if given is None:
+            if not all(isinstance(size, int) for size in info.shape):
+                raise ConvwrightError(f"input {name!r} is declared as {info}: a concrete shape is needed")
+            result[name] = info
+            continue
+        shape = tuple(int(size) for size in given)
+        if len(shape) != len(info.shape):
+            raise ConvwrightError(f"input {name!r} has shape {shape}, the graph declares {info}")
+        for size, declared in zip(shape, info.shape, strict=True):
+            if size < 0 or (isinstance(declared, int) and size != declared):
+                raise ConvwrightError(f"input {name!r} has shape {shape}, the graph declares {info}")
+            if isinstance(declared, str):
+                first, of = symbols.setdefault(declared, (size, name))
+                if first != size:
+                    raise ConvwrightError(f"dimension {declared!r} is {first} in input {of!r} and {size} in {name!r}")
+        result[name] = ValueInfo(info.dtype, shape)
+    return result
+
+
+def _fold(scope: Scope, node: Node) -> bool:
+    """Compute the node if all its inputs are known and small."""
+    arrays: list[np.ndarray[Any, Any] | None] = []
+    for name in node.inputs:
+        array = scope.known(name) if name else None
+        if name and (array is None or array.size > _SMALL):
+            return False
+        arrays.append(array)
+    if node.op in RULES:
+        infos = RULES[node.op](scope, node)
+        if any(math.prod(info.shape) > _SMALL for info in infos):  # type: ignore[arg-type]
+            return False
+    results = evaluate(node, arrays)
+    if results is None:
+        return False
+    for name, array in zip(node.outputs, results, strict=False):
+        if name:
+            scope.constants[name] = array
+            scope.values[name] = ValueInfo(array.dtype, array.shape)
+    return True
+
+
+_CACHE: dict[Any, list[ValueInfo]] = {}
+
+
+def _by_onnx(scope: Scope, node: Node, graph: Graph) -> list[ValueInfo]:
+    """Operators without a rule here: the onnx package's inference, on a model of this one node."""
+    from .onnx_writer import infer_one
+
+    for name in node.inputs:
+        if name and name not in scope.values:
+            raise ConvwrightError(f"{node}: input {name!r} is not defined before it")
+    infos = [scope.values[name] if name else None for name in node.inputs]
+    contents = [scope.known(name) if name else None for name in node.inputs]
+    small = [None if array is None or array.size > _SMALL or array.dtype == object else array for array in contents]
+    key = (
+        node.op,
+        node.domain,
+        tuple((name, repr(value)) for name, value in sorted(node.attributes.items())),
+        tuple(None if info is None else (info.dtype.str, info.shape) for info in infos),
+        tuple(None if array is None else array.tobytes() for array in small),
+        len(node.outputs),
+        graph.opset,
+        tuple(graph.domains.items()),
+    )
+    found = _CACHE.get(key)
+    if found is None:
+        found = _CACHE[key] = infer_one(node, infos, small, graph.opset, graph.domains)
+    return found
