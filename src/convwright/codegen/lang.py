@@ -111,7 +111,7 @@ class Kernel:
         self.function = function
         entry = function.append_basic_block("entry")
         self.b = ir.IRBuilder(entry)
-        self._args, begin, end, thread = function.args
+        self.args_pointer, begin, end, thread = function.args
         self.begin, self.end, self.thread = Int(self, begin), Int(self, end), Int(self, thread)
         self._declared: dict[str, ir.Function] = {}
 
@@ -126,12 +126,12 @@ class Kernel:
 
     def arg(self, index: int) -> Int:
         """The integer in ``args[index]``."""
-        slot = self.b.gep(self._args, [ir.Constant(I64, index)], source_etype=I64)
+        slot = self.b.gep(self.args_pointer, [ir.Constant(I64, index)], source_etype=I64)
         return Int(self, self.b.load(slot, typ=I64, align=8))
 
     def pointer(self, index: int) -> ir.Value:
         """The pointer in ``args[index]``."""
-        slot = self.b.gep(self._args, [ir.Constant(I64, index)], source_etype=I64)
+        slot = self.b.gep(self.args_pointer, [ir.Constant(I64, index)], source_etype=I64)
         return self.b.load(slot, typ=PTR, align=8)
 
     def load_int(self, pointer: ir.Value, index: Integer) -> Int:

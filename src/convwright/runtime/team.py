@@ -1,0 +1,268 @@
+"""The team of threads: one parallel region an inference.
+
+Every thread walks the same table of steps, does its share of each step's work items, and meets the others at a barrier
+where the table asks for one. The threads are native and run generated code only: they never hold Python's lock. A thread
+that waits spins for a bounded time and then sleeps in the kernel (futex), so nothing spins when idle.
+
+The table is an int64 array ``[steps][STEP_COLUMNS]``: address of the kernel, address of its arguments, number of work items,
+whether a barrier follows.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from llvmlite import ir
+from llvmlite.ir.instructions import StoreAtomicInstr
+
+from convwright.codegen.jit import compile_kernel
+from convwright.codegen.lang import I32, I64, PTR, Int, Kernel
+from convwright.codegen.target import Target, host_target
+from convwright.errors import ConvwrightError
+from convwright.runtime.machine import cores
+
+STEP_COLUMNS = 4
+_LINE = 8  # int64 a cache line: each field that threads fight over has a line of its own
+_JOB, _ARRIVED, _PHASE, _SLEEPERS, _STEPS, _COUNT, _THREADS, _SPINS, _STOP = (_LINE * place for place in range(9))
+_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if sys.platform == "linux" else None
+_FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # the process-private operations
+_MOST_THREADS = 1024
+
+
+class _Synchronised(Kernel):
+    """A kernel that also has atomics and can sleep."""
+
+    def field(self, shared: ir.Value, place: int) -> ir.Value:
+        return self.b.gep(shared, [ir.Constant(I64, place)], source_etype=I64)
+
+    def read(self, address: ir.Value) -> Int:
+        return Int(self, self.b.load_atomic(address, "acquire", 8, typ=I64))
+
+    def write(self, value: int | Int, address: ir.Value) -> None:
+        # The builder's own method asks an opaque pointer for the type it points to.
+        block = self.b.block
+        self.b._insert(StoreAtomicInstr(block, self.int_value(value), address, "seq_cst", 8))
+
+    def fetch_add(self, address: ir.Value, amount: int) -> Int:
+        return Int(self, self.b.atomic_rmw("add", address, ir.Constant(I64, amount), "seq_cst"))
+
+    def pause(self) -> None:
+        if "x86" in platform.machine() or platform.machine() == "AMD64":
+            self.b.call(self.intrinsic("llvm.x86.sse2.pause", ir.VoidType(), []), [])
+        else:
+            self.b.call(self.intrinsic("llvm.aarch64.hint", ir.VoidType(), [I32]), [ir.Constant(I32, 1)])
+
+    def futex(self, address: ir.Value, operation: int, value: Int | int) -> None:
+        if _FUTEX is None:  # no futex here: a short sleep in its place
+            usleep = self.intrinsic("usleep", I32, [I32])
+            if operation == _FUTEX_WAIT:
+                self.b.call(usleep, [ir.Constant(I32, 50)])
+            return
+        if "syscall" not in self._declared:
+            kind = ir.FunctionType(I64, [I64], var_arg=True)
+            self._declared["syscall"] = ir.Function(self.module, kind, "syscall")
+        zero = ir.Constant(I64, 0)
+        words = [ir.Constant(I64, _FUTEX), address, ir.Constant(I64, operation), self.int_value(value), zero, zero, zero]
+        self.b.call(self._declared["syscall"], words)
+
+    def wait_while(self, shared: ir.Value, place: int, old: Int) -> None:
+        """Until the field is no longer ``old``: spin, then sleep."""
+        address = self.field(shared, place)
+        spins = self.read(self.field(shared, _SPINS))
+        spun = self.variable(0)
+        head, body, sleep, spin, done = (self.b.append_basic_block(name) for name in ("w", "wb", "ws", "wp", "wd"))
+        self.b.branch(head)
+        self.b.position_at_end(head)
+        self.b.cbranch(self.read(address).equals(old), body, done)
+        self.b.position_at_end(body)
+        self.b.cbranch(spun.get() < spins, spin, sleep)
+        self.b.position_at_end(spin)
+        self.pause()
+        spun.set(spun.get() + 1)
+        self.b.branch(head)
+        self.b.position_at_end(sleep)
+        self.fetch_add(self.field(shared, _SLEEPERS), 1)
+        self.futex(address, _FUTEX_WAIT, old)
+        self.fetch_add(self.field(shared, _SLEEPERS), -1)
+        self.b.branch(head)
+        self.b.position_at_end(done)
+
+    def announce(self, shared: ir.Value, place: int, value: Int) -> None:
+        """Set the field and wake whoever sleeps on it."""
+        address = self.field(shared, place)
+        self.write(value, address)
+        with self.when(Int(self, self.b.sub(ir.Constant(I64, 0), self.read(self.field(shared, _SLEEPERS)).value)) < 0):
+            self.futex(address, _FUTEX_WAKE, _MOST_THREADS)
+
+    def barrier(self, shared: ir.Value, threads: Int) -> None:
+        phase = self.read(self.field(shared, _PHASE))
+        arrived = self.fetch_add(self.field(shared, _ARRIVED), 1) + 1
+        with self.either(arrived.equals(threads)) as (last, others):
+            with last:
+                self.write(0, self.field(shared, _ARRIVED))
+                self.announce(shared, _PHASE, phase + 1)
+            with others:
+                self.wait_while(shared, _PHASE, phase)
+
+    def walk(self, shared: ir.Value, steps: ir.Value, count: Int, thread: Int | int) -> None:
+        """This thread's share of every step of the table."""
+        threads = self.read(self.field(shared, _THREADS))
+        kind = ir.FunctionType(ir.VoidType(), [PTR, I64, I64, I64])
+        with self.loop(0, count) as step:
+            function, arguments, items, meet = (self.load_int(steps, step * STEP_COLUMNS + i) for i in range(4))
+            begin = Int(self, self.int_value(items * thread)) // threads
+            end = items * (thread + 1) // threads
+            with self.when(begin < end):
+                callee = _Callable(self.b.inttoptr(function.value, PTR), kind)
+                where = self.b.inttoptr(arguments.value, PTR)
+                self.b.call(callee, [where, begin.value, end.value, self.int_value(thread)])
+            with self.when(self.b.and_((meet * -1) < 0, (threads * -1) < -1)):
+                self.barrier(shared, threads)
+
+
+class _Callable:
+    """An address together with the type llvmlite looks up on whatever it is asked to call."""
+
+    def __init__(self, pointer: ir.Value, function_type: ir.FunctionType):
+        self.function_type, self.type, self.get_reference = function_type, pointer.type, pointer.get_reference
+
+
+def _build_runner() -> ir.Module:
+    """``kernel(shared, steps, count, _)``: post the job, do thread 0's share, return when every thread is done."""
+    k = _Synchronised(host_target())
+    shared = k.args_pointer
+    steps = k.b.inttoptr(k.begin.value, PTR)
+    k.write(k.begin, k.field(shared, _STEPS))
+    k.write(k.end, k.field(shared, _COUNT))
+    with k.when((k.read(k.field(shared, _THREADS)) * -1) < -1):
+        k.announce(shared, _JOB, k.read(k.field(shared, _JOB)) + 1)
+    k.walk(shared, steps, k.end, 0)
+    with k.when((k.read(k.field(shared, _THREADS)) * -1) < -1):
+        k.barrier(shared, k.read(k.field(shared, _THREADS)))
+    return k.finish()
+
+
+def _build_worker() -> ir.Module:
+    """``kernel(own)`` with ``own`` = (shared, thread): do a share of every job until told to stop."""
+    k = _Synchronised(host_target())
+    shared, thread = k.pointer(0), k.arg(1)
+    done = k.variable(0)
+    again = k.b.append_basic_block("again")
+    work = k.b.append_basic_block("work")
+    leave = k.b.append_basic_block("leave")
+    k.b.branch(again)
+    k.b.position_at_end(again)
+    k.wait_while(shared, _JOB, done.get())
+    done.set(done.get() + 1)
+    k.b.cbranch(k.read(k.field(shared, _STOP)).equals(0), work, leave)
+    k.b.position_at_end(work)
+    steps = k.b.inttoptr(k.read(k.field(shared, _STEPS)).value, PTR)
+    k.walk(shared, steps, k.read(k.field(shared, _COUNT)), thread)
+    k.barrier(shared, k.read(k.field(shared, _THREADS)))
+    k.b.branch(again)
+    k.b.position_at_end(leave)
+    return k.finish()
+
+
+class Team:
+    """``threads`` threads, the caller's among them. One job at a time; callers queue for it."""
+
+    def __init__(self, threads: int):
+        target = host_target()
+        self.threads = threads
+        self.lock = threading.Lock()
+        self._shared = np.zeros(16 * _LINE, np.int64)
+        self._shared[_THREADS] = threads
+        self._shared[_SPINS] = 20_000 if threads <= cores() else 50
+        self._address = self._shared.ctypes.data
+        entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+        self._run = entry(compile_kernel("team-runner", _build_runner, target))
+        self._own = [np.array([self._address, thread], np.int64) for thread in range(1, threads)]
+        self._handles: list[ctypes.c_ulong] = []
+        if threads > 1:
+            worker = compile_kernel("team-worker", _build_worker, target)
+            with _signals_blocked():
+                for own in self._own:
+                    self._start(worker, own)
+
+    def _start(self, worker: int, own: np.ndarray) -> None:
+        handle = ctypes.c_ulong()
+        libc = ctypes.CDLL(None)
+        libc.pthread_create.argtypes = [ctypes.c_void_p] * 4
+        error = libc.pthread_create(ctypes.addressof(handle), None, worker, own.ctypes.data)
+        if error:
+            self.stop()
+            raise ConvwrightError(f"could not start thread {len(self._handles) + 2} of {self.threads}: {os.strerror(error)}")
+        self._handles.append(handle)
+
+    def run(self, table: np.ndarray, first: int, count: int) -> None:
+        """Walk ``count`` steps of the table from step ``first`` on. The caller holds ``lock``."""
+        self._run(self._address, table.ctypes.data + first * STEP_COLUMNS * 8, count, 0)
+
+    def stop(self) -> None:
+        """End the threads; the team cannot be used after."""
+        self._shared[_STOP] = 1
+        self._shared[_JOB] += 1
+        libc = ctypes.CDLL(None)
+        if _FUTEX is not None:
+            libc.syscall(_FUTEX, ctypes.c_void_p(self._address + _JOB * 8), _FUTEX_WAKE, _MOST_THREADS, None, None, 0)
+        for handle in self._handles:
+            libc.pthread_join(handle, None)
+        self._handles.clear()
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """New threads inherit the mask: signals stay with Python's own threads."""
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+_teams: dict[int, Team] = {}
+_teams_lock = threading.Lock()
+
+
+def team_of(threads: int) -> Team:
+    """The process's team of that size, made at its first use."""
+    with _teams_lock:
+        if threads not in _teams:
+            _teams[threads] = Team(threads)
+        return _teams[threads]
+
+
+def check_threads(threads: int | None) -> int:
+    """The number of threads to use: all the cores this process may use when ``None``."""
+    if threads is None:
+        return cores()
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS:
+        raise ConvwrightError(f"threads must be an integer from 1 to {_MOST_THREADS}, not {threads!r}")
+    return threads
+
+
+def _after_fork() -> None:
+    """The child of a fork has none of its parent's threads: it starts with no teams."""
+    global _teams_lock
+    _teams_lock = threading.Lock()
+    _teams.clear()
+
+
+def _stop_all() -> None:
+    for team in _teams.values():
+        team.stop()
+    _teams.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_stop_all)
