@@ -1,0 +1,39 @@
+"""`convwright explain`: each layer's kernel, why it was chosen, its time, and its share of the machine's limit."""
+
+import click
+
+from convwright.cli.options import (
+    input_shapes,
+    json_option,
+    model_argument,
+    print_json,
+    progress_bar,
+    random_inputs,
+    shape_option,
+    threads_option,
+)
+
+
+@click.command()
+@model_argument
+@shape_option
+@threads_option
+@json_option
+def explain(model: str, shapes: tuple[str, ...], threads: int | None, as_json: bool) -> None:
+    """Show each layer's kernel, why it was chosen, and what it costs.
+
+    Times are measured here, on random values of the shape that the model fixes or --shape says.
+    """
+    import convwright as cw
+
+    with progress_bar() as progress:
+        task = progress.add_task("compiling", total=None)
+        graph = cw.load(model)
+        inputs = random_inputs(graph, input_shapes(graph, shapes))
+        with cw.compile(graph, threads=threads) as compiled:
+            progress.update(task, description="measuring")
+            explanation = compiled.explain(*inputs.values())
+    if as_json:
+        print_json(explanation.to_dict())
+    else:
+        click.echo(str(explanation))

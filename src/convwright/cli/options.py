@@ -1,0 +1,122 @@
+"""Options that several verbs share, and the values behind them."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from convwright.errors import ConvwrightError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.progress import Progress
+
+    from convwright.graph import Graph
+
+model_argument = click.argument("model", type=click.Path(exists=True, dir_okay=False))
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Threads; the cores this process may use by default."
+)
+shape_option = click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="[NAME=]1x3x224x224",
+    help="Shape of an input; repeat for several inputs.",
+)
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """The sizes in `1x3x224x224`.
+
+    >>> parse_shape("1x3x224x224")
+    (1, 3, 224, 224)
+    """
+    try:
+        shape = tuple(int(size) for size in text.lower().split("x"))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a shape such as 1x3x224x224", param_hint="--shape") from None
+    if any(size < 0 for size in shape):
+        raise click.BadParameter(f"{text!r} has a negative size", param_hint="--shape")
+    return shape
+
+
+def input_shapes(graph: "Graph", shapes: tuple[str, ...], batch: int | None = None) -> dict[str, tuple[int, ...]]:
+    """The shape of every input: as the user says, else as the model fixes it; a free first axis is the batch, 1.
+
+    Raises `click.UsageError` for a name that the model does not have, and `ConvwrightError` for an axis nobody fixes.
+    """
+    said: dict[str, tuple[int, ...]] = {}
+    for text in shapes:
+        name, separator, sizes = text.rpartition("=")
+        if not separator and len(graph.inputs) > 1:
+            raise click.UsageError(f"--shape {text}: which of the inputs {', '.join(graph.inputs)}? Say NAME={text}")
+        name = name if separator else next(iter(graph.inputs), "")
+        if name not in graph.inputs:
+            raise click.UsageError(f"--shape {text}: the model's inputs are {', '.join(graph.inputs)}")
+        said[name] = parse_shape(sizes)
+    found = {}
+    for name, value in graph.inputs.items():
+        sizes_known = list(said.get(name, value.shape))
+        if len(sizes_known) != len(value.shape):
+            raise ConvwrightError(f"--shape {said[name]}: input {name!r} has {len(value.shape)} axes, {value.shape}")
+        if batch is not None and sizes_known:
+            sizes_known[0] = batch
+        elif sizes_known and not isinstance(sizes_known[0], int):
+            sizes_known[0] = 1
+        if not all(isinstance(size, int) for size in sizes_known):
+            raise ConvwrightError(f"input {name!r} of shape {value.shape} leaves sizes free: say --shape")
+        found[name] = tuple(int(size) for size in sizes_known if size is not None)
+    return found
+
+
+def random_inputs(graph: "Graph", shapes: Mapping[str, tuple[int, ...]]) -> dict[str, "np.ndarray"]:
+    """Standard normal values (zeros and ones for integers), the same at every call."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, shape in shapes.items():
+        dtype = np.dtype(graph.inputs[name].dtype)
+        whole = dtype.kind not in "fc"
+        arrays[name] = (rng.integers(0, 2, shape) if whole else rng.standard_normal(shape)).astype(dtype)
+    return arrays
+
+
+def print_json(value: Any) -> None:
+    """JSON on standard output; what is not finite becomes null, for JSON has no word for it."""
+    click.echo(json.dumps(_plain(value), indent=2))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not (float("-inf") < value < float("inf")):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+@contextmanager
+def progress_bar() -> Iterator["Progress"]:
+    """A progress bar on standard error where that is a terminal; in a pipe, nothing."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield progress

@@ -1,0 +1,212 @@
+"""The runtimes that `convwright bench` times, each behind one function: a model's file in, a callable out.
+
+Each runtime is asked for float32 and the same number of threads; the rest is its own default. Only a worker process
+opens one, so that no two share threads, allocators or memory figures.
+"""
+
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Arrays = Mapping[str, np.ndarray]
+Runner = Callable[[Arrays], dict[str, np.ndarray]]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Unavailable(Exception):
+    """A runtime that cannot take part, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A runtime: the modules that it needs, its package, and the function that opens a model in it."""
+
+    modules: tuple[str, ...]
+    package: str
+    open: Callable[[str, Shapes, int], Runner]
+
+    def why_not(self) -> str | None:
+        """Why it cannot run here, or None."""
+        missing = [module for module in self.modules if find_spec(module) is None]
+        return f"not installed: {', '.join(missing)}" if missing else None
+
+    def version(self) -> str:
+        try:
+            return version(self.package)
+        except PackageNotFoundError:
+            return ""
+
+
+def _convwright(path: str, shapes: Shapes, threads: int) -> Runner:
+    import convwright as cw
+
+    graph = cw.load(path)
+    for name, shape in shapes.items():
+        graph.inputs[name].shape = shape
+    model = cw.compile(graph, threads=threads)
+    only = next(iter(model.outputs))
+
+    def run(inputs: Arrays) -> dict[str, np.ndarray]:
+        result = model(dict(inputs))
+        return result if isinstance(result, dict) else {only: result}
+
+    return run
+
+
+def _onnxruntime(path: str, shapes: Shapes, threads: int) -> Runner:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(_reshaped(path, shapes), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+
+def _openvino(path: str, shapes: Shapes, threads: int) -> Runner:
+    import openvino
+
+    core = openvino.Core()
+    network = core.read_model(path)
+    named = {port.any_name: port for port in network.inputs}
+    if any(
+        tuple(named[name].partial_shape.to_shape()) != shape for name, shape in shapes.items() if _fixed(named[name])
+    ):
+        network.reshape({named[name]: list(shape) for name, shape in shapes.items()})
+    settings: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = core.compile_model(network, "CPU", settings).create_infer_request()
+    names = [port.any_name for port in network.outputs]
+
+    def run(inputs: Arrays) -> dict[str, np.ndarray]:
+        request.infer(dict(inputs), share_inputs=True)
+        return {name: request.get_output_tensor(index).data for index, name in enumerate(names)}
+
+    return run
+
+
+def _fixed(port: Any) -> bool:
+    return bool(port.partial_shape.is_static)
+
+
+def _torch(path: str, shapes: Shapes, threads: int) -> Runner:
+    import torch
+
+    from convwright.torch.evaluate import Evaluator
+
+    torch.set_num_threads(threads)
+    return Evaluator(path, dtype=torch.float32, channels_last=True)
+
+
+def _ncnn(path: str, shapes: Shapes, threads: int) -> Runner:
+    import ncnn
+
+    if len(shapes) != 1:
+        raise Unavailable(f"takes one input here, the model has {len(shapes)}")
+    ((name, shape),) = shapes.items()
+    if shape[0] != 1:
+        raise Unavailable(f"runs a batch of 1 alone, not {shape[0]}")
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    with tempfile.TemporaryDirectory() as folder:
+        parameters, weights = _ncnn_files(path, shape, Path(folder))
+        net.load_param(str(parameters))
+        net.load_model(str(weights))
+    first, outputs = net.input_names()[0], list(net.output_names())
+
+    def run(inputs: Arrays) -> dict[str, np.ndarray]:
+        extractor = net.create_extractor()
+        extractor.input(first, ncnn.Mat(np.ascontiguousarray(inputs[name][0])))
+        return {output: np.array(extractor.extract(output)[1])[np.newaxis] for output in outputs}
+
+    return run
+
+
+def _ncnn_files(path: str, shape: tuple[int, ...], folder: Path) -> tuple[Path, Path]:
+    """Convert to ncnn's own format with pnnx, which writes beside its input."""
+    import pnnx
+
+    copy = folder / "model.onnx"
+    copy.symlink_to(Path(path).resolve())
+    sizes = ",".join(map(str, shape))
+    command = [pnnx.EXEC_PATH, str(copy), f"inputshape=[{sizes}]f32", "fp16=0"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    parameters, weights = folder / "model.ncnn.param", folder / "model.ncnn.bin"
+    if done.returncode or not parameters.exists() or not weights.exists():
+        lines = done.stderr.strip().splitlines()
+        raise Unavailable(f"pnnx cannot convert the model: {lines[-1] if lines else f'exit code {done.returncode}'}")
+    return parameters, weights
+
+
+def _float64(path: str, shapes: Shapes, threads: int) -> Runner:
+    """The oracle: PyTorch's operators in float64, or without PyTorch onnx.reference, slower by far."""
+    if find_spec("torch") is not None:
+        import torch
+
+        from convwright.torch.evaluate import Evaluator
+
+        torch.set_num_threads(threads)
+        return Evaluator(path, dtype=torch.float64)
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    model = onnx.load(path)
+    constants = [node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"]
+    for tensor in [*model.graph.initializer, *constants]:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            wide = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))
+    evaluator = ReferenceEvaluator(model)
+
+    def run(inputs: Arrays) -> dict[str, np.ndarray]:
+        wide = {name: x.astype(np.float64) if x.dtype == np.float32 else x for name, x in inputs.items()}
+        return dict(zip(evaluator.output_names, evaluator.run(None, wide), strict=True))
+
+    return run
+
+
+def _reshaped(path: str, shapes: Shapes) -> str | bytes:
+    """The file, or where the shapes differ from those that it fixes, its bytes with these shapes instead."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    given = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input if value.name in shapes}
+    same = all(
+        not dim.HasField("dim_value") or dim.dim_value == size
+        for name, dims in given.items()
+        for dim, size in zip(dims, shapes[name], strict=True)
+    )
+    if same:
+        return path
+    model = onnx.load(path)
+    for value in model.graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
+            dim.dim_value = size
+    for value in model.graph.output:
+        for index, dim in enumerate(value.type.tensor_type.shape.dim):
+            dim.dim_param = f"{value.name}_{index}"
+    del model.graph.value_info[:]
+    return model.SerializeToString()
+
+
+PEERS = {
+    "convwright": Peer(("llvmlite",), "convwright", _convwright),
+    "onnxruntime": Peer(("onnxruntime",), "onnxruntime", _onnxruntime),
+    "openvino": Peer(("openvino",), "openvino", _openvino),
+    "torch": Peer(("torch",), "torch", _torch),
+    "ncnn": Peer(("ncnn", "pnnx"), "ncnn", _ncnn),
+}
+FLOAT64 = Peer(("onnx",), "onnx", _float64)

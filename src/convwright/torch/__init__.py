@@ -1,0 +1,1 @@
+"""The room for PyTorch: nothing outside it imports torch, and torch is optional."""
