@@ -123,11 +123,13 @@ def race(
     shared = {"OMP_NUM_THREADS": str(threads), **(environment or {})}
     with tempfile.TemporaryDirectory(prefix="convwright-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        np.savez(folder / "inputs.npz", **dict(inputs))
-        opening = {
+        fed = folder / "inputs.npz"
+        np.savez(fed, *inputs.values())
+        opening: dict[str, Any] = {
             "do": "open",
             "path": os.path.abspath(path),
-            "inputs": str(folder / "inputs.npz"),
+            "inputs": str(fed),
+            "names": list(inputs),
             "threads": threads,
         }
         workers: dict[str, _Worker] = {}
