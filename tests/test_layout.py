@@ -8,7 +8,7 @@ import pytest
 from convwright.codegen.target import Target
 from convwright.kernels import halo, layout
 from tests.guard import guarded, guarded_empty
-from tests.kernels import TARGETS, call
+from tests.kernels import call, each_target
 
 NO_BORDER = {"top": 0, "bottom": 0, "left": 0, "right": 0}
 
@@ -31,16 +31,16 @@ def blocked(x: np.ndarray, v: int) -> np.ndarray:
     return np.ascontiguousarray(full.reshape(images, blocks, v, rows, cols).transpose(0, 1, 3, 4, 2))
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+@each_target
 @pytest.mark.parametrize("end", [True, False])
 def test_pack_and_unpack_are_the_blocked_layout_and_its_inverse(target: Target, end: bool) -> None:
     rng = np.random.default_rng(0)
     v = target.vector
     for images, channels, rows, cols in sizes(target):
-        x = guarded(rng.standard_normal((images, channels, rows, cols), dtype=np.float32), end)
+        x = guarded(rng.standard_normal((images, channels, rows, cols), dtype=np.float32), at_end=end)
         want = blocked(x, v)
         blocks = want.shape[1]
-        y = guarded_empty(want.size, end=end)
+        y = guarded_empty(want.size, at_end=end)
         planar = {"image": channels * rows * cols, "plane": rows * cols, "row": cols}
         block = {"image": blocks * rows * cols * v, "plane": rows * cols * v, "row": cols * v}
         work = {"planes": blocks, "chunks": rows, "chunk_rows": 1, "rows": rows, "cols": cols, **NO_BORDER}
@@ -49,22 +49,20 @@ def test_pack_and_unpack_are_the_blocked_layout_and_its_inverse(target: Target, 
         def strides(side: str, values: dict[str, int]) -> dict[str, int]:
             return {f"{side}_{name}": value for name, value in values.items()}
 
-        args = layout.ARGUMENTS.pack(
-            {"x": x.ctypes.data, "y": y.ctypes.data, **work, **strides("x", planar), **strides("y", block)}
-        )
-        call(layout.emit, layout.conversion("pack", channels, cols, target), target, args, items, parts=3)
+        values = {"x": x.ctypes.data, "y": y.ctypes.data, **work, **strides("x", planar), **strides("y", block)}
+        config = layout.conversion("pack", channels, cols, target)
+        call(config, layout.emit, layout.ARGUMENTS, values, items, target, ranges=3)
         np.testing.assert_array_equal(y.reshape(want.shape), want)
 
         y.reshape(want.shape)[:, -1, ..., channels - (blocks - 1) * v :] = np.nan  # lanes that mean nothing
-        back = guarded_empty(x.size, end=end)
-        args = layout.ARGUMENTS.pack(
-            {"x": y.ctypes.data, "y": back.ctypes.data, **work, **strides("x", block), **strides("y", planar)}
-        )
-        call(layout.emit, layout.conversion("unpack", channels, cols, target), target, args, items, parts=2)
+        back = guarded_empty(x.size, at_end=end)
+        values = {"x": y.ctypes.data, "y": back.ctypes.data, **work, **strides("x", block), **strides("y", planar)}
+        config = layout.conversion("unpack", channels, cols, target)
+        call(config, layout.emit, layout.ARGUMENTS, values, items, target, ranges=2)
         np.testing.assert_array_equal(back.reshape(x.shape), x)
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+@each_target
 @pytest.mark.parametrize("border", [(0, 0, 0, 0), (1, 1, 1, 1), (3, 2, 0, 17), (0, 1, 2, 0)])
 def test_pad_copies_the_image_and_zeroes_the_border(target: Target, border: tuple[int, int, int, int]) -> None:
     rng = np.random.default_rng(1)
@@ -74,18 +72,18 @@ def test_pad_copies_the_image_and_zeroes_the_border(target: Target, border: tupl
         want = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
         y = guarded_empty(want.size).reshape(want.shape)
         height, width = want.shape[2:]
-        args = layout.ARGUMENTS.pack(
+        values = (
             {"x": x.ctypes.data, "y": y.ctypes.data + 4 * (top * width + left), "planes": channels, "chunks": 2}
             | {"chunk_rows": -(-height // 2), "rows": rows, "cols": cols}
             | {"x_image": channels * rows * cols, "x_plane": rows * cols, "x_row": cols}
             | {"y_image": channels * height * width, "y_plane": height * width, "y_row": width}
             | {"top": top, "bottom": bottom, "left": left, "right": right}
         )
-        call(layout.emit, layout.Layout("pad"), target, args, images * channels * 2, parts=3)
+        call(layout.Layout("pad"), layout.emit, layout.ARGUMENTS, values, images * channels * 2, target, ranges=3)
         np.testing.assert_array_equal(y, want)
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+@each_target
 @pytest.mark.parametrize("border", [(0, 0, 0, 0), (1, 1, 1, 1), (3, 2, 0, 5), (0, 1, 2, 0)])
 def test_halo_zeroes_the_border_and_keeps_the_image(target: Target, border: tuple[int, int, int, int]) -> None:
     rng = np.random.default_rng(2)
@@ -96,10 +94,10 @@ def test_halo_zeroes_the_border_and_keeps_the_image(target: Target, border: tupl
         y = guarded_empty(want.size).reshape(want.shape)
         height, width = want.shape[2:4]
         y[:, :, top : top + rows, left : left + cols] = x
-        args = halo.ARGUMENTS.pack(
+        values = (
             {"y": y.ctypes.data + 4 * v * (top * width + left), "blocks": blocks, "rows": rows, "cols": cols}
             | {"y_image": blocks * height * width * v, "y_block": height * width * v, "y_row": width * v}
             | {"top": top, "bottom": bottom, "left": left, "right": right}
         )
-        call(halo.emit, halo.Halo(), target, args, images * blocks, parts=2)
+        call(halo.Halo(), halo.emit, halo.ARGUMENTS, values, images * blocks, target, ranges=2)
         np.testing.assert_array_equal(y, want)

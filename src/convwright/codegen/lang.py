@@ -42,7 +42,7 @@ class Int:
     def __init__(self, k: Kernel, value: ir.Value):
         self.k, self.value = k, value
 
-    def __add__(self, other: Integer) -> Integer:
+    def __add__(self, other: Integer) -> Int:
         return self if other == 0 else Int(self.k, self.k.b.add(self.value, self.k.int_value(other)))
 
     def __mul__(self, other: Integer) -> Integer:

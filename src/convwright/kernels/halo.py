@@ -1,4 +1,4 @@
-"""Zeros around a channel-blocked tensor: the padding that the next layer reads, written once into the producer's buffer."""
+"""Zeros around a channel-blocked tensor: the padding of the next layer, written once into the producer's buffer."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Between planar (NCHW) and channel-blocked activations, and from a planar tensor to a zero-padded one.
 
-A tile is ``v`` pixels of a row by ``v`` channels, transposed in registers. Tiles at the right edge are moved back inside
-and store some pixels twice; rows shorter than a vector are read or written under a mask. Rows that follow each other
-without a gap on both sides may be joined by the plan into one (``rows = 1, cols = H * W``).
+A tile is ``v`` pixels of a row by ``v`` channels, transposed in registers. Tiles at the right edge are moved back
+inside and store some pixels twice; rows shorter than a vector are read or written under a mask. Rows that follow each
+other without a gap on both sides may be joined by the plan into one (``rows = 1, cols = H * W``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from convwright.codegen.lang import Int, Kernel
+from convwright.codegen.lang import Int, Integer, Kernel
 from convwright.codegen.target import Target
 from convwright.kernels.arguments import Arguments, Reader
 from convwright.kernels.spans import copy, fill, transpose
@@ -56,8 +56,8 @@ def conversion(kind: str, channels: int, cols: int, target: Target) -> Layout:
 def emit(layout: Layout, target: Target) -> ir.Module:
     """The kernel's module.
 
-    The planar side's ``plane`` stride is a channel's, the blocked side's a block's. ``top bottom left right`` are read by
-    "pad" alone, whose rows of work include the border: chunks cover ``top + rows + bottom``.
+    The planar side's ``plane`` stride is a channel's, the blocked side's a block's. ``top bottom left right`` are read
+    by "pad" alone, whose rows of work include the border: chunks cover ``top + rows + bottom``.
     """
     k = Kernel(target)
     a = ARGUMENTS.read(k)
@@ -100,7 +100,7 @@ def _pad_row(k: Kernel, a: Reader, x: ir.Value, y: ir.Value, row: Int) -> None:
 
 
 def _convert_rows(
-    k: Kernel, a: Reader, layout: Layout, x: ir.Value, y: ir.Value, first: Int, last: Int, lanes: int
+    k: Kernel, a: Reader, layout: Layout, x: ir.Value, y: ir.Value, first: Integer, last: Integer, lanes: int
 ) -> None:
     """Rows ``first <= row < last`` of one block that has ``lanes`` channels."""
     tile = _pack_tile if layout.kind == "pack" else _unpack_tile
@@ -113,7 +113,7 @@ def _convert_rows(
                 tile(k, a, x_row, y_row, k.minimum(col, a.cols - k.v), lanes, None)
 
 
-def _pack_tile(k: Kernel, a: Reader, x: ir.Value, y: ir.Value, left: Int | int, lanes: int, cols: Int | None) -> None:
+def _pack_tile(k: Kernel, a: Reader, x: ir.Value, y: ir.Value, left: Integer, lanes: int, cols: Int | None) -> None:
     """``cols`` pixels (None: ``v``) from ``left`` on: rows of channels become pixels; channels past ``lanes`` are 0."""
     mask = None if cols is None else k.mask(0, cols)
     rows = [k.load(x, a.x_plane * lane + left, mask) for lane in range(lanes)]
@@ -127,7 +127,7 @@ def _pack_tile(k: Kernel, a: Reader, x: ir.Value, y: ir.Value, left: Int | int, 
                 k.store(vector, y, place)
 
 
-def _unpack_tile(k: Kernel, a: Reader, x: ir.Value, y: ir.Value, left: Int | int, lanes: int, cols: Int | None) -> None:
+def _unpack_tile(k: Kernel, a: Reader, x: ir.Value, y: ir.Value, left: Integer, lanes: int, cols: Int | None) -> None:
     """The way back: pixels past ``cols`` are read from the last one and not stored."""
     mask = None if cols is None else k.mask(0, cols)
     pixels = []

@@ -9,11 +9,12 @@ from llvmlite import ir
 from convwright.codegen.lang import Int, Integer, Kernel
 
 
-def along(k: Kernel, start: Integer, stop: Int, body: Callable[[Int, ir.Value | None], None]) -> None:
+def along(k: Kernel, start: Integer, stop: Integer, body: Callable[[Int, ir.Value | None], None]) -> None:
     """Call ``body(offset, mask)`` for every vector of the floats ``start <= offset < stop``.
 
     The mask is None where the whole vector lies inside.
     """
+    stop = Int(k, k.int_value(stop))
     count = stop - start
     whole = stop - count % k.v
     with k.loop(start, whole, k.v) as offset:
@@ -27,7 +28,7 @@ def copy(k: Kernel, x: ir.Value, y: ir.Value, count: Int) -> None:
     along(k, 0, count, lambda offset, mask: k.store(k.load(x, offset, mask), y, offset, mask))
 
 
-def fill(k: Kernel, value: ir.Value, y: ir.Value, start: Integer, stop: Int) -> None:
+def fill(k: Kernel, value: ir.Value, y: ir.Value, start: Integer, stop: Integer) -> None:
     """Store the vector ``value`` over the floats ``start <= offset < stop``; all its lanes are alike."""
     along(k, start, stop, lambda offset, mask: k.store(value, y, offset, mask))
 
@@ -35,32 +36,30 @@ def fill(k: Kernel, value: ir.Value, y: ir.Value, start: Integer, stop: Int) -> 
 def transpose(k: Kernel, rows: Sequence[ir.Value]) -> list[ir.Value]:
     """The columns of a ``v x v`` matrix given as its ``v`` rows.
 
-    Pairs of rows are interleaved inside 128-bit lanes (unpcklps, unpcklpd), then whole 128-bit lanes change places: every
-    shuffle is one instruction on the targets that have vectors of that width.
+    Pairs of rows are interleaved inside 128-bit lanes (unpcklps, unpcklpd), then whole 128-bit lanes change places:
+    every shuffle is one instruction on the targets that have vectors of that width.
     """
     groups = []
     for first in range(0, k.v, 4):
         a, b, c, d = rows[first : first + 4]
         low_ab, high_ab = _interleave(k, a, b, (0, 1)), _interleave(k, a, b, (2, 3))
         low_cd, high_cd = _interleave(k, c, d, (0, 1)), _interleave(k, c, d, (2, 3))
-        groups.append(
-            [_pairs(k, low_ab, low_cd, 0), _pairs(k, low_ab, low_cd, 2)]
-            + [_pairs(k, high_ab, high_cd, 0), _pairs(k, high_ab, high_cd, 2)]
-        )
+        groups.append([_pairs(k, *halves, at) for halves in ((low_ab, low_cd), (high_ab, high_cd)) for at in (0, 2)])
     # groups[g][c] holds, in its 128-bit lane q, column 4q + c of rows 4g .. 4g + 3
     columns: list[ir.Value] = [None] * k.v
-    for c in range(4):
-        vectors = [group[c] for group in groups]
+    for place in range(4):
         if k.v == 4:
-            columns[c] = vectors[0]
+            columns[place] = groups[0][place]
         elif k.v == 8:
-            columns[c], columns[4 + c] = _quads(k, *vectors, (0, 2)), _quads(k, *vectors, (1, 3))
+            a, b = groups[0][place], groups[1][place]
+            columns[place], columns[4 + place] = _quads(k, a, b, (0, 2)), _quads(k, a, b, (1, 3))
         else:
-            low, high = (_quads(k, *vectors[:2], half) for half in ((0, 1, 4, 5), (2, 3, 6, 7)))
-            low_rest, high_rest = (_quads(k, *vectors[2:], half) for half in ((0, 1, 4, 5), (2, 3, 6, 7)))
-            columns[c], columns[4 + c] = _quads(k, low, low_rest, (0, 2, 4, 6)), _quads(k, low, low_rest, (1, 3, 5, 7))
-            columns[8 + c] = _quads(k, high, high_rest, (0, 2, 4, 6))
-            columns[12 + c] = _quads(k, high, high_rest, (1, 3, 5, 7))
+            a, b, c, d = (group[place] for group in groups)
+            for high in (0, 1):
+                half = (2 * high, 2 * high + 1, 2 * high + 4, 2 * high + 5)
+                top, bottom = _quads(k, a, b, half), _quads(k, c, d, half)
+                columns[8 * high + place] = _quads(k, top, bottom, (0, 2, 4, 6))
+                columns[8 * high + 4 + place] = _quads(k, top, bottom, (1, 3, 5, 7))
     return columns
 
 
