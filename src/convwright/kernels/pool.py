@@ -1,0 +1,351 @@
+"""Max and average pooling on channel-blocked activations, over windows and over whole planes.
+
+A window is pooled in two steps: down its columns, then along the row of columns, so that neighbouring output pixels
+share the columns they overlap in. Windows are clipped to the input: rows by the bounds of a loop, which costs nothing;
+columns only at the left and right edge, one pixel at a time. Padding is never read.
+
+The largest value of a window with a NaN in it is NaN. One compare for every two values watches for NaN in a tile, and a
+tile that has one is done again pixel by pixel with a maximum that keeps NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from convwright.codegen.lang import F32, Int, Integer, Kernel, Variable
+from convwright.codegen.target import Target
+from convwright.kernels.arguments import Arguments, Reader
+
+ARGUMENTS = Arguments(
+    "x y",
+    # item -> (image, block, chunk of chunk_rows output rows), the chunk fastest
+    "blocks chunks chunk_rows in_rows in_cols out_rows out_cols x_image x_block x_row y_image y_block y_row "
+    "taps_high taps_wide stride_high stride_wide dilation_high dilation_wide pad_top pad_bottom pad_left pad_right",
+)
+
+GLOBAL_ARGUMENTS = Arguments("x y", "blocks rows cols x_image x_block x_row y_image y_block")
+
+RESERVED_REGISTERS = 4  # of a tile: what is being loaded, and constants
+WIDEST_TILE = 8
+LONGEST_RUN = 128  # pixels summed one by one into a partial sum of a global mean
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What is baked into one pooling kernel.
+
+    maximum: the largest value of each window; else the mean.
+    taps_wide, stride_wide, dilation_wide: of a row of the window; all 0 to read them from the arguments.
+    count_padding: the mean counts padding (as zeros), though never what lies beyond it (ceil_mode).
+    """
+
+    maximum: bool
+    taps_wide: int = 0
+    stride_wide: int = 0
+    dilation_wide: int = 0
+    count_padding: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"pool-{self!r}"
+
+    def name(self, target: Target) -> str:
+        return f"f32-{_family(self.maximum)}-{max(1, self.taps_wide)}x{tile_cols(self, target)}-{target.name}"
+
+
+@dataclass(frozen=True)
+class GlobalPool:
+    """Pooling of whole planes: the largest value, or the mean, of every channel."""
+
+    maximum: bool
+
+    @property
+    def key(self) -> str:
+        return f"global-pool-{self!r}"
+
+    def name(self, target: Target) -> str:
+        return f"f32-global_{_family(self.maximum)}-{WIDEST_TILE}x1-{target.name}"
+
+
+def pool_of(
+    maximum: bool, taps_wide: int, stride_wide: int, dilation_wide: int, count_padding: bool, target: Target
+) -> Pool:
+    """The kernel for these windows: specialised on a row of them where its columns fit in registers."""
+    count_padding = count_padding and not maximum
+    tile = Pool(maximum, taps_wide, stride_wide, dilation_wide, count_padding)
+    return tile if tile_cols(tile, target) > 1 else Pool(maximum, count_padding=count_padding)
+
+
+def tile_cols(tile: Pool, target: Target) -> int:
+    """Output pixels done at once; 1 where not even two fit in registers."""
+    if not tile.taps_wide:
+        return 4
+    widths = range(WIDEST_TILE, 1, -1)
+    room = target.registers - RESERVED_REGISTERS
+    return next((width for width in widths if len(_columns(tile, width)) <= room), 1)
+
+
+def emit(tile: Pool, target: Target) -> ir.Module:
+    """The kernel's module."""
+    k = Kernel(target)
+    _Windows(k, tile, ARGUMENTS.read(k)).emit()
+    return k.finish()
+
+
+def _family(maximum: bool) -> str:
+    return "max_pool" if maximum else "average_pool"
+
+
+def _columns(tile: Pool, width: int) -> list[int]:
+    """The input columns, from the tile's first on, in which ``width`` neighbouring windows have taps."""
+    taps = range(tile.taps_wide)
+    return sorted({pixel * tile.stride_wide + tap * tile.dilation_wide for pixel in range(width) for tap in taps})
+
+
+class _Watch:
+    """Notices NaN, two vectors a compare."""
+
+    def __init__(self, k: Kernel):
+        self.k = k
+        kind = k.mask_type if k.target.has_masks else k.int_vector_type
+        self.ordered = [k.variable(ir.Constant(kind, [-1] * k.v)) for _ in range(2)]
+
+    def look(self, vectors: list[ir.Value]) -> None:
+        k = self.k
+        for place in range(0, len(vectors), 2):
+            ordered = k.b.fcmp_ordered("ord", vectors[place], vectors[min(place + 1, len(vectors) - 1)])
+            if not k.target.has_masks:
+                ordered = k.b.sext(ordered, k.int_vector_type)
+            chain = self.ordered[place // 2 % 2]
+            chain.set(k.b.and_(chain.get(), ordered))
+
+    def seen(self) -> ir.Value:
+        """The lanes that have seen NaN."""
+        k = self.k
+        both = k.b.and_(self.ordered[0].get(), self.ordered[1].get())
+        return k.b.icmp_signed("==", both, ir.Constant(both.type, [0] * k.v))
+
+    def seen_anywhere(self) -> ir.Value:
+        bits = self.k.b.bitcast(self.seen(), ir.IntType(self.k.v))
+        return self.k.b.icmp_signed("!=", bits, ir.Constant(bits.type, 0))
+
+
+def _greater(k: Kernel, a: ir.Value, b: ir.Value) -> ir.Value:
+    """The larger; NaN where either is."""
+    return k.select(k.b.fcmp_unordered("uno", b, b), b, k.max(a, b))
+
+
+def _ceil_divide(k: Kernel, a: Integer, b: Integer) -> Integer:
+    """Quotient rounded up; 0 where ``a`` is negative."""
+    return (k.maximum(a, 0) + (b - 1)) // b
+
+
+class _Windows:
+    """The emitter of one windowed pooling kernel."""
+
+    def __init__(self, k: Kernel, tile: Pool, a: Reader):
+        self.k, self.tile, self.a = k, tile, a
+        baked = bool(tile.taps_wide)
+        self.taps: Integer = tile.taps_wide if baked else a.taps_wide
+        self.stride: Integer = tile.stride_wide if baked else a.stride_wide
+        self.dilation: Integer = tile.dilation_wide if baked else a.dilation_wide
+        self.start = k.splat(-math.inf if tile.maximum else 0.0)
+        self.combine: Callable[[Kernel, ir.Value, ir.Value], ir.Value]
+        self.combine = _greater if tile.maximum else Kernel.add
+
+    def emit(self) -> None:
+        k, a = self.k, self.a
+        with k.loop(k.begin, k.end) as item:
+            plane, chunk = item // a.chunks, item % a.chunks
+            image, block = plane // a.blocks, plane % a.blocks
+            self.x = k.advance(a.x, image * a.x_image + block * a.x_block)
+            y = k.advance(a.y, image * a.y_image + block * a.y_block)
+            # Output columns begin <= column < end have windows wholly inside the input.
+            span = (self.taps - 1) * self.dilation + 1
+            begin = k.minimum(_ceil_divide(k, a.pad_left, self.stride), a.out_cols)
+            inside = _ceil_divide(k, a.in_cols + a.pad_left - span + 1, self.stride)
+            end = k.maximum(begin, k.minimum(inside, a.out_cols))
+            first = chunk * a.chunk_rows
+            with k.loop(first, k.minimum(first + a.chunk_rows, a.out_rows)) as row:
+                self.y = k.advance(y, row * a.y_row)
+                self.top, self.rows, self.counted_rows = self.clip(
+                    row * a.stride_high - a.pad_top, a.in_rows, a.pad_bottom, a.taps_high, a.dilation_high
+                )
+                self.row_step = a.dilation_high * a.x_row
+                end_here = k.choose(self.rows < 1, begin, end)
+                with k.loop(0, begin + a.out_cols - end_here) as edge:
+                    self.pixel(k.choose(edge < begin, edge, edge - begin + end_here))
+                self.inside(begin, end_here)
+
+    def clip(
+        self, start: Int, size: Int, padding: Int, taps: Integer, dilation: Integer
+    ) -> tuple[Int, Integer, Integer]:
+        """Of the taps of a window that begins at ``start``: the first position inside, how many are, how many count."""
+        k = self.k
+        skipped = _ceil_divide(k, 0 - start, dilation)
+        inside = k.maximum(k.minimum(_ceil_divide(k, size - start, dilation), taps) - skipped, 0)
+        counted = inside
+        if self.tile.count_padding:
+            counted = k.minimum(_ceil_divide(k, size + padding - start, dilation), taps)
+        return start + skipped * dilation, inside, counted
+
+    def divide(self, total: ir.Value, count: Integer) -> ir.Value:
+        number = self.k.b.sitofp(self.k.int_value(count), F32)
+        return self.k.div(total, self.k.broadcast(number))
+
+    def pixel(self, col: Int) -> None:
+        """One output pixel of any window."""
+        k, a = self.k, self.a
+        left, cols, counted = self.clip(
+            col * self.stride - a.pad_left, a.in_cols, a.pad_right, self.taps, self.dilation
+        )
+        value = k.variable(self.start)
+        corner = k.advance(self.x, self.top * a.x_row + left * k.v)
+        with k.loop(0, self.rows) as tap_row:
+            source = k.advance(corner, tap_row * self.row_step)
+            with k.loop(0, cols) as tap_col:
+                value.set(self.combine(k, value.get(), k.load(source, tap_col * self.dilation * k.v)))
+        result = value.get()
+        if not self.tile.maximum:
+            result = self.divide(result, counted * self.counted_rows)
+        k.store(result, self.y, col * k.v)
+
+    def inside(self, begin: Int, end: Int) -> None:
+        """The output pixels whose windows have no column outside the input: tiles, the last moved back inside."""
+        k, width = self.k, tile_cols(self.tile, self.k.target)
+        scale = None
+        if not self.tile.maximum:
+            scale = self.divide(k.splat(1.0), self.counted_rows * self.taps)
+        do_tile = self.baked_tile if self.tile.taps_wide else self.plain_tile
+
+        def tiles(width: int) -> None:
+            with k.loop(begin, end, width) as col:
+                do_tile(k.minimum(col, end - width), width, scale)
+
+        with k.either(end - begin >= width) as (then, otherwise):
+            with then:
+                tiles(width)
+            with otherwise:
+                narrow = max(1, width // 4)
+                with k.either(end - begin >= narrow) as (then, otherwise):
+                    with then:
+                        tiles(narrow)
+                    with otherwise, k.loop(begin, end) as col:
+                        self.pixel(col)
+
+    def baked_tile(self, col: Int, width: int, scale: ir.Value | None) -> None:
+        k, tile = self.k, self.tile
+        columns = _columns(tile, width)
+        source = k.advance(self.x, self.top * self.a.x_row + (col * tile.stride_wide - self.a.pad_left) * k.v)
+        watch = _Watch(k) if tile.maximum else None
+
+        def load(row: ir.Value) -> list[ir.Value]:
+            vectors = [k.load(row, column * k.v) for column in columns]
+            if watch:
+                watch.look(vectors)
+            return vectors
+
+        combine = Kernel.max if tile.maximum else Kernel.add
+        sums = {column: k.variable(vector) for column, vector in zip(columns, load(source), strict=True)}
+        with k.loop(1, self.rows) as tap_row:
+            for variable, vector in zip(sums.values(), load(k.advance(source, tap_row * self.row_step)), strict=True):
+                variable.set(combine(k, variable.get(), vector))
+        down = {column: variable.get() for column, variable in sums.items()}
+        for pixel in range(width):
+            result = down[pixel * tile.stride_wide]
+            for tap in range(1, tile.taps_wide):
+                result = combine(k, result, down[pixel * tile.stride_wide + tap * tile.dilation_wide])
+            k.store(result if scale is None else k.mul(result, scale), self.y, (col + pixel) * k.v)
+        if watch:
+            with k.when(watch.seen_anywhere()), k.loop(col, col + width) as again:
+                self.pixel(again)
+
+    def plain_tile(self, col: Int, width: int, scale: ir.Value | None) -> None:
+        k, a = self.k, self.a
+        source = k.advance(self.x, self.top * a.x_row + (col * self.stride - a.pad_left) * k.v)
+        values = [k.variable(self.start) for _ in range(width)]
+        with k.loop(0, self.rows) as tap_row:
+            row = k.advance(source, tap_row * self.row_step)
+            with k.loop(0, self.taps) as tap_col:
+                for pixel, value in enumerate(values):
+                    place = (tap_col * self.dilation + self.stride * pixel) * k.v
+                    value.set(self.combine(k, value.get(), k.load(row, place)))
+        for pixel, value in enumerate(values):
+            result = value.get() if scale is None else k.mul(value.get(), scale)
+            k.store(result, self.y, (col + pixel) * k.v)
+
+
+def emit_global(config: GlobalPool, target: Target) -> ir.Module:
+    """The module of the kernel over whole planes; item -> (image, block)."""
+    k = Kernel(target)
+    a = GLOBAL_ARGUMENTS.read(k)
+    with k.loop(k.begin, k.end) as item:
+        image, block = item // a.blocks, item % a.blocks
+        x = k.advance(a.x, image * a.x_image + block * a.x_block)
+        result = _largest(k, a, x) if config.maximum else _mean(k, a, x)
+        k.store(result, a.y, image * a.y_image + block * a.y_block)
+    return k.finish()
+
+
+def _largest(k: Kernel, a: Reader, x: ir.Value) -> ir.Value:
+    watch = _Watch(k)
+    values = [k.variable(k.splat(-math.inf)) for _ in range(WIDEST_TILE)]
+    with k.loop(0, a.rows) as row:
+        _along(k, k.advance(x, row * a.x_row), 0, a.cols, values, Kernel.max, watch)
+    return k.select(watch.seen(), k.splat(math.nan), _reduce(k, values, Kernel.max))
+
+
+def _mean(k: Kernel, a: Reader, x: ir.Value) -> ir.Value:
+    """Partial sums of short runs, added with the error of every addition carried along (Kahan)."""
+    total, lost = k.variable(k.splat(0.0)), k.variable(k.splat(0.0))
+    with k.loop(0, a.rows) as row:
+        source = k.advance(x, row * a.x_row)
+        with k.loop(0, a.cols, LONGEST_RUN) as start:
+            values = [k.variable(k.splat(0.0)) for _ in range(WIDEST_TILE)]
+            for value in values:
+                value.set(k.splat(0.0))
+            _along(k, source, start, k.minimum(start + LONGEST_RUN, a.cols), values, Kernel.add, None)
+            before = total.get()
+            term = k.sub(_reduce(k, values, Kernel.add), lost.get())
+            total.set(k.add(before, term))
+            error = k.sub(k.sub(total.get(), before), term)
+            # Where the total is infinite its error is NaN, which must not make the next total NaN.
+            lost.set(k.select(k.b.fcmp_ordered("ord", error, error), error, k.splat(0.0)))
+    count = k.broadcast(k.b.sitofp(k.int_value(a.rows * a.cols), F32))
+    return k.div(total.get(), count)
+
+
+def _along(
+    k: Kernel,
+    source: ir.Value,
+    start: Integer,
+    stop: Integer,
+    values: list[Variable],
+    combine: Callable[[Kernel, ir.Value, ir.Value], ir.Value],
+    watch: _Watch | None,
+) -> None:
+    """Combines the vectors ``start <= pixel < stop`` of a row into the values."""
+
+    def step(at: Integer, into: list[Variable]) -> None:
+        vectors = [k.load(source, (at + place) * k.v) for place in range(len(into))]
+        if watch:
+            watch.look(vectors)
+        for value, vector in zip(into, vectors, strict=True):
+            value.set(combine(k, value.get(), vector))
+
+    whole = start + (stop - start) // len(values) * len(values)
+    with k.loop(start, whole, len(values)) as at:
+        step(at, values)
+    with k.loop(whole, stop) as at:
+        step(at, values[:1])
+
+
+def _reduce(k: Kernel, values: list[Variable], combine: Callable[[Kernel, ir.Value, ir.Value], ir.Value]) -> ir.Value:
+    vectors = [value.get() for value in values]
+    while len(vectors) > 1:
+        vectors = [combine(k, vectors[place], vectors[place + 1]) for place in range(0, len(vectors), 2)]
+    return vectors[0]
