@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,13 @@ import numpy as np
 
 from ..errors import ConvwrightError
 from .evaluate import EVALUATORS, evaluate
-from .graph import Graph, Node, ValueInfo
+from .graph import INTERNAL, Graph, Node, ValueInfo
 from .shape_rules import RULES, Scope
 
 _SMALL = 1024
 """Values of at most this many elements are followed through shape arithmetic."""
 
-_PASS_THROUGH = {"Shape", "Size"}
+_FROM_SHAPE = {"Shape", "Size"}
 
 
 @dataclass(slots=True)
@@ -44,26 +45,39 @@ def infer(graph: Graph, shapes: Mapping[str, Iterable[int]] | None = None) -> In
     Raises ConvwrightError for shapes that the graph does not accept, naming the node that objects.
     """
     scope = Scope(graph.constants, graph.opset)
+    _walk(graph, shapes or {}, scope)
+    return Inferred(scope.values, scope.constants)
+
+
+def infer_leniently(graph: Graph, shapes: Mapping[str, Iterable[int]]) -> Inferred:
+    """Like `infer`, but stops quietly at the first node that does not accept its inputs."""
+    scope = Scope(graph.constants, graph.opset)
+    with suppress(ConvwrightError):
+        _walk(graph, shapes, scope)
+    return Inferred(scope.values, scope.constants)
+
+
+def _walk(graph: Graph, shapes: Mapping[str, Iterable[int]], scope: Scope) -> None:
     values = scope.values
-    for name, info in concrete_inputs(graph, shapes or {}).items():
+    for name, info in concrete_inputs(graph, shapes).items():
         values[name] = info
     for name, array in graph.constants.items():
         values[name] = ValueInfo(array.dtype, array.shape)
     known, weights = scope.constants, graph.constants
     for node in graph.nodes:
-        rule = RULES.get(node.op) if not node.domain or node.domain == "convwright" else None
-        if node.op in EVALUATORS and node.op not in _PASS_THROUGH and not node.domain:
+        plain = not node.domain
+        if plain and node.op in EVALUATORS and node.op not in _FROM_SHAPE:
             # Cheap test first: nearly every node's first input depends on the data.
             first = node.inputs[0] if node.inputs else ""
             if (first in known or first in weights) and _fold(scope, node):
                 continue
+        rule = RULES.get(node.op) if plain or node.domain == INTERNAL else None
         infos = rule(scope, node) if rule is not None else _by_onnx(scope, node, graph)
         for name, info in zip(node.outputs, infos, strict=False):
             if name:
                 values[name] = info
         if len(node.outputs) > len(infos) and any(node.outputs[len(infos) :]):
             raise ConvwrightError(f"{node} has {len(node.outputs)} outputs, {len(infos)} are supported")
-    return Inferred(values, known)
 
 
 def concrete_inputs(graph: Graph, shapes: Mapping[str, Iterable[int]]) -> dict[str, ValueInfo]:

@@ -1,10 +1,61 @@
-"""Rewrites: graph -> equal graph that is easier to run."""
+"""Rewrites: graph -> equal graph that is easier to run. One file each; `simplify` runs them all.
+
+A rewrite is a function of an `Editor`; it returns whether it changed anything. Where several nodes become one, the last of
+them turns into the new node in place (its inputs stand before it in the order), and dead-code removal clears the others.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..graph import Graph
+from .activations import name_activations
+from .batch_norm import fold_affine
+from .channel_shuffle import name_channel_shuffles
+from .clip import constant_clips
+from .dead import remove_dead
+from .editor import Editor
+from .fold import fold_constants
+from .gemm import normalise_products
+from .global_pool import name_global_pools
+from .identity import remove_identities
+from .pad import fold_pads
+from .reshape import name_flattens
+
+Rewrite = Callable[[Editor], bool]
+
+REWRITES: tuple[Rewrite, ...] = (
+    fold_constants,
+    remove_identities,
+    constant_clips,
+    name_channel_shuffles,
+    name_flattens,
+    name_global_pools,
+    name_activations,
+    fold_pads,
+    normalise_products,
+    fold_affine,
+    remove_dead,
+)
+
+_ROUNDS = 8
 
 
 def simplify(graph: Graph) -> Graph:
-    """An equal graph in the form that kernels are written for; the given one is left as it is."""
-    return graph.copy()
+    """An equal graph in the form that kernels are written for; the given one is left as it is, arrays are shared.
+
+    Names of inputs and outputs stay. Results agree to rounding: weights that take a scale in are computed in float64 and
+    rounded once.
+    """
+    editor = Editor(graph.copy())
+    remove_dead(editor)
+    for _ in range(_ROUNDS):
+        changed = False
+        for rewrite in REWRITES:
+            changed |= rewrite(editor)
+        if not changed:
+            break
+    return editor.graph
+
+
+__all__ = ["REWRITES", "Editor", "Rewrite", "simplify"]
