@@ -25,6 +25,8 @@ class Facts:
 
     def __init__(self, graph: Graph) -> None:
         self.certain = all(isinstance(size, int) for info in graph.inputs.values() for size in info.shape)
+        leading = [info.shape[0] for info in graph.inputs.values() if info.shape]
+        self.batch_symbol = next((size for size in leading if isinstance(size, str)), None)
         self.trials: list[Inferred] = [infer_leniently(graph, {})] if self.certain else _best(graph)
 
     def shapes(self, name: str) -> tuple[Shape, ...] | None:
@@ -44,6 +46,16 @@ class Facts:
         if not found or any(array is None for array in found):
             return None
         return found[0] if all(np.array_equal(found[0], array) for array in found[1:]) else None  # type: ignore[arg-type]
+
+    def open_shape(self, name: str) -> tuple[Dimension, ...] | None:
+        """The value's shape with None, or the batch's symbol, for dimensions that vary."""
+        shapes = self.shapes(name)
+        if shapes is None:
+            return None
+        sizes = zip(*shapes, strict=True)
+        return tuple(
+            same[0] if len(set(same)) == 1 else self.batch_symbol if same == _BATCHES else None for same in sizes
+        )
 
     def note(self, name: str, like: str, shapes: tuple[Shape, ...]) -> None:
         """Record the shapes of a new value that has the element type of `like`."""

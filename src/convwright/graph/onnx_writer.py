@@ -1,20 +1,76 @@
-"""Graph -> ONNX file."""
+"""Graph -> ONNX file.
+
+The structure goes through onnx's own classes and checker; the weights follow as protobuf fields written by hand, so that
+they are never copied.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..errors import ConvwrightError
-from .graph import Graph, Node, ValueInfo
+from .expand import expand
+from .facts import Facts
+from .graph import Graph, Node
 from .tensors import CODES
+
+EXTERNAL_ABOVE = 1_900_000_000
+"""Protobuf stops at 2 GB; from this many bytes of weights on they go to a file of their own."""
+
+_INLINE = 1024
+_PAGE = 4096
 
 
 def save(graph: Graph, path: str | os.PathLike[str], *, external_data: bool | None = None) -> None:
-    raise NotImplementedError
+    """Write `graph` as an ONNX file, whole or not at all.
+
+    - `path`: the file; one that exists is replaced once the new one is complete.
+    - `external_data`: put the weights into `path` + ".data" beside it. By default where they exceed 1.9 GB.
+
+    Raises ConvwrightError where the graph is not valid ONNX, or the file cannot be written.
+    """
+    place = Path(path)
+    graph.validate()
+    plain = expand(graph)
+    size = sum(array.nbytes for array in plain.constants.values())
+    outside = size > EXTERNAL_ABOVE if external_data is None else external_data
+    if not outside and size > EXTERNAL_ABOVE:
+        raise ConvwrightError(f"{size} bytes of weights do not fit into one ONNX file; use external_data=True")
+    skeleton = _skeleton(plain)
+    data_place = place.with_name(place.name + ".data")
+    try:
+        if place.is_dir():
+            raise ConvwrightError(f"cannot write {str(place)!r}: it is a directory")
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(_replacing(place))
+            data = stack.enter_context(_replacing(data_place)) if outside else None
+            _write(file, data, data_place.name, skeleton, plain)
+    except OSError as error:
+        raise ConvwrightError(f"cannot write {str(place)!r}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _replacing(place: Path) -> Iterator[BinaryIO]:
+    """A temporary file in the same folder that takes the name on success and vanishes on failure."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, place)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def node_proto(node: Node) -> Any:
@@ -28,6 +84,8 @@ def node_proto(node: Node) -> Any:
     for name, value in node.attributes.items():
         if value is None:
             continue
+        if isinstance(value, Graph):
+            raise ConvwrightError(f"{node}: attribute {name!r} holds a graph, which cannot be written")
         if isinstance(value, np.ndarray):
             value = numpy_helper.from_array(value)
         if isinstance(value, tuple) and not value:
@@ -37,43 +95,80 @@ def node_proto(node: Node) -> Any:
     return proto
 
 
-def infer_one(
-    node: Node,
-    infos: Sequence[ValueInfo | None],
-    contents: Sequence[np.ndarray[Any, Any] | None],
-    opset: int,
-    domains: Mapping[str, int],
-) -> list[ValueInfo]:
-    """Types of the outputs of one node, by the onnx package."""
-    from onnx import defs, helper, numpy_helper, shape_inference
+def _skeleton(graph: Graph) -> Any:
+    """The model without its constants, checked."""
+    import onnx
+    from onnx import helper
 
-    if node.domain or not defs.has(node.op, max_inclusive_version=min(opset, defs.onnx_opset_version())):
-        raise ConvwrightError(f"{node}: the operator is not supported")
-    inputs, constants = [], []
-    for name, info, array in zip(node.inputs, infos, contents, strict=True):
-        if info is None:
-            continue
-        if array is not None:
-            constants.append(numpy_helper.from_array(array, name))
-        else:
-            inputs.append(helper.make_tensor_value_info(name, CODES[info.dtype], info.shape))
-    outputs = [helper.make_empty_tensor_value_info(name) for name in node.outputs if name]
-    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(*item) for item in domains.items())]
+    facts = Facts(graph)
+    inputs = [
+        helper.make_tensor_value_info(name, CODES[info.dtype], info.shape) for name, info in graph.inputs.items()
+    ]
+    floats = next((info.dtype for info in graph.inputs.values()), np.dtype(np.float32))
+    outputs = [
+        helper.make_tensor_value_info(name, CODES[facts.dtype(name) or floats], facts.open_shape(name))
+        for name in graph.outputs
+    ]
+    opsets = [helper.make_opsetid("", graph.opset), *(helper.make_opsetid(*item) for item in graph.domains.items())]
+    proto = helper.make_graph([node_proto(node) for node in graph.nodes], graph.name or "graph", inputs, outputs)
+    model = helper.make_model(proto, opset_imports=opsets, producer_name="convwright")
+    with contextlib.suppress(ValueError):
+        model.ir_version = helper.find_min_ir_version_for(opsets)
+    # The checker wants every value defined; declared inputs stand in for the constants.
+    stand_in = onnx.ModelProto()
+    stand_in.CopyFrom(model)
+    for name, array in graph.constants.items():
+        stand_in.graph.input.append(helper.make_tensor_value_info(name, CODES[array.dtype], array.shape))
     try:
-        graph = helper.make_graph([node_proto(node)], "one", inputs, outputs, constants)
-        model = helper.make_model(graph, opset_imports=opsets)
-        inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    except Exception as error:
-        raise ConvwrightError(f"{node}: its output shape cannot be inferred: {str(error).splitlines()[0]}") from error
-    found = {value.name: value.type.tensor_type for value in inferred.graph.output}
-    result = []
-    for name in node.outputs:
-        kind = found.get(name)
-        if kind is None:
-            result.append(ValueInfo(np.dtype(np.float32), ()))
-            continue
-        shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
-        if not kind.HasField("shape") or None in shape:
-            raise ConvwrightError(f"{node}: its output {name!r} has no fixed shape")
-        result.append(ValueInfo(helper.tensor_dtype_to_np_dtype(kind.elem_type), shape))
-    return result
+        onnx.checker.check_model(stand_in)
+    except onnx.checker.ValidationError as error:
+        raise ConvwrightError(f"the graph is not valid ONNX: {str(error).strip().splitlines()[0]}") from error
+    return model
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _write(file: BinaryIO, data: BinaryIO | None, data_name: str, skeleton: Any, graph: Graph) -> None:
+    tensors = [_tensor_head(name, array, data, data_name) for name, array in graph.constants.items()]
+    body = skeleton.graph.SerializeToString()
+    total = len(body) + sum(len(head) + raw.nbytes for head, raw in tensors)
+    skeleton.ClearField("graph")
+    # Fields of one message may come in any order; 7 is ModelProto.graph.
+    file.write(skeleton.SerializeToString())
+    file.write(b"\x3a" + _varint(total) + body)
+    for head, raw in tensors:
+        file.write(head)
+        file.write(memoryview(raw))
+
+
+def _tensor_head(
+    name: str, array: np.ndarray[Any, Any], data: BinaryIO | None, data_name: str
+) -> tuple[bytes, np.ndarray[Any, Any]]:
+    """Bytes of a GraphProto.initializer field up to its raw data, and the raw data to follow."""
+    import onnx
+    from onnx import numpy_helper
+
+    nothing = np.zeros(0, np.uint8)
+    if array.dtype == object:
+        whole = numpy_helper.from_array(array, name).SerializeToString()
+        return b"\x2a" + _varint(len(whole)) + whole, nothing
+    proto = onnx.TensorProto(name=name, data_type=CODES[array.dtype], dims=array.shape)
+    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    if data is not None and raw.nbytes >= _INLINE:
+        data.write(bytes(-data.tell() % _PAGE))
+        proto.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", data_name), ("offset", data.tell()), ("length", raw.nbytes)):
+            proto.external_data.add(key=key, value=str(value))
+        data.write(memoryview(raw))
+        whole = proto.SerializeToString()
+        return b"\x2a" + _varint(len(whole)) + whole, nothing
+    # 9 is TensorProto.raw_data.
+    head = proto.SerializeToString() + b"\x4a" + _varint(raw.nbytes)
+    return b"\x2a" + _varint(len(head) + raw.nbytes) + head, raw

@@ -135,7 +135,7 @@ _CACHE: dict[Any, list[ValueInfo]] = {}
 
 def _by_onnx(scope: Scope, node: Node, graph: Graph) -> list[ValueInfo]:
     """Operators without a rule here: the onnx package's inference, on a model of this one node."""
-    from .onnx_writer import infer_one
+    from .onnx_inference import infer_node
 
     for name in node.inputs:
         if name and name not in scope.values:
@@ -155,5 +155,5 @@ def _by_onnx(scope: Scope, node: Node, graph: Graph) -> list[ValueInfo]:
     )
     found = _CACHE.get(key)
     if found is None:
-        found = _CACHE[key] = infer_one(node, infos, small, graph.opset, graph.domains)
+        found = _CACHE[key] = infer_node(node, infos, small, graph.opset, graph.domains)
     return found

@@ -26,6 +26,11 @@ class Affine(NamedTuple):
     scale: Array | None
     shift: Array | None
 
+    def part(self, channels: slice) -> Affine:
+        """The same for some of the channels."""
+        pick = (None if array is None else array[channels] if array.size > 1 else array for array in self[1:])
+        return Affine(self.source, *pick)
+
 
 def fold_affine(editor: Editor) -> bool:
     """Fold into the convolution or product before, or where that is not possible and exact, into the one after."""
@@ -44,23 +49,46 @@ def _into_producer(editor: Editor, node: Node) -> bool:
         target = editor.producer(source)
         if target is None or target.domain or not editor.private(source) or node.inputs.count(source) > 1:
             continue
+        parts = _makers(editor, source)
+        rank = editor.rank(source) if target.op not in _PRODUCTS else _weights(editor, target).ndim if parts else None
+        if parts is not None:
+            affine = _affine(editor, node, source, sum(channels for _, channels in parts), rank)
+            if affine is None:
+                continue
+            start = 0
+            for maker, channels in parts:
+                part = slice(start, start + channels)
+                start += channels
+                _scale_outputs(editor, maker, affine.part(part))
+            editor.take_over(target, node)
+            return True
         if target.op == "BatchNormalization":
-            affine = _affine(editor, node, source, _channels(editor, source), editor.rank(source))
+            affine = _affine(editor, node, source, _channels(editor, source), rank)
             if affine is not None and _scale_norm(editor, target, affine):
                 editor.take_over(target, node)
                 return True
-        if target.op not in _PRODUCTS:
-            continue
-        weights = editor.constant(target.inputs[1])
-        if weights is None or weights.dtype.kind != "f" or not _plain(target) or not _constant_bias(editor, target):
-            continue
-        affine = _affine(editor, node, source, _out_channels(target, weights), weights.ndim)
-        if affine is None:
-            continue
-        _scale_outputs(editor, target, weights, affine)
-        editor.take_over(target, node)
-        return True
     return False
+
+
+def _makers(editor: Editor, name: str) -> list[tuple[Node, int]] | None:
+    """The convolutions or products that make a value and nothing else, side by side along the channels."""
+    maker = editor.producer(name)
+    if maker is None or maker.domain or not editor.private(name):
+        return None
+    if maker.op in _PRODUCTS:
+        return [(maker, _out_channels(maker, _weights(editor, maker)))] if _foldable(editor, maker) else None
+    rank = editor.rank(name)
+    if maker.op != "Concat" or rank is None or maker.get("axis") not in (1, 1 - rank):
+        return None
+    if len(set(maker.inputs)) < len(maker.inputs):
+        return None
+    parts: list[tuple[Node, int]] = []
+    for part in maker.inputs:
+        found = _makers(editor, part)
+        if found is None:
+            return None
+        parts += found
+    return parts
 
 
 def _into_reader(editor: Editor, node: Node) -> bool:
@@ -70,9 +98,9 @@ def _into_reader(editor: Editor, node: Node) -> bool:
     target = editor.readers(result)[0]
     if target.domain or target.op not in ("Conv", "Gemm") or target.inputs.count(result) > 1:
         return False
-    weights = editor.constant(target.input(1))
-    if weights is None or weights.dtype.kind != "f" or not _plain(target) or not _constant_bias(editor, target):
+    if not _foldable(editor, target):
         return False
+    weights = _weights(editor, target)
     groups = target.get("group", 1)
     channels = weights.shape[1] * groups
     for source in dict.fromkeys(node.inputs[:2]):
@@ -131,12 +159,18 @@ def _channels(editor: Editor, name: str) -> int | None:
     return shapes[0][1]
 
 
-def _plain(node: Node) -> bool:
-    return node.op != "Gemm" or node.attributes == {"transB": 1}
-
-
-def _constant_bias(editor: Editor, node: Node) -> bool:
+def _foldable(editor: Editor, node: Node) -> bool:
+    """Whether weights and bias of a convolution or product are constants in their normal form."""
+    weights = editor.constant(node.input(1))
+    if weights is None or weights.dtype.kind != "f" or weights.ndim < 2:
+        return False
+    if node.op == "Gemm" and node.attributes != {"transB": 1}:
+        return False
     return not node.input(2) or editor.constant(node.input(2)) is not None
+
+
+def _weights(editor: Editor, node: Node) -> Array:
+    return editor.graph.constants[node.inputs[1]]
 
 
 def _out_channels(node: Node, weights: Array) -> int:
@@ -153,7 +187,8 @@ def _multiply(weights: Array, factors: Array) -> Array:
     return np.multiply(weights, factors, out=result, dtype=np.float64, casting="same_kind")
 
 
-def _scale_outputs(editor: Editor, node: Node, weights: Array, affine: Affine) -> None:
+def _scale_outputs(editor: Editor, node: Node, affine: Affine) -> None:
+    weights = _weights(editor, node)
     channels = _out_channels(node, weights)
     bias = editor.constant(node.input(2))
     total = np.zeros(channels) if bias is None else bias.astype(np.float64)
