@@ -23,7 +23,7 @@ def along(k: Kernel, start: Integer, stop: Integer, body: Callable[[Int, ir.Valu
         body(whole, k.mask(0, stop - whole))
 
 
-def copy(k: Kernel, x: ir.Value, y: ir.Value, count: Int) -> None:
+def copy(k: Kernel, x: ir.Value, y: ir.Value, count: Integer) -> None:
     """Copy ``count`` floats."""
     along(k, 0, count, lambda offset, mask: k.store(k.load(x, offset, mask), y, offset, mask))
 
