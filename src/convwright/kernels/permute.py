@@ -2,8 +2,8 @@
 
 An array of up to six axes is copied element by element, ``y[sum i * y_stride] = x[sum i * x_stride]``. Strides may be
 zero or negative on the side of ``x``. The plan describes both sides as NumPy would (a transpose, a slice or an expanded
-array is a view with other strides); ``strided_copy`` drops and merges axes and chooses the loop. Padding is a fill, then
-a copy into the inside; concatenation is one copy an input.
+array is a view with other strides); ``strided_copy`` drops and merges axes and chooses the loop. Padding is a fill,
+then a copy into the inside; concatenation is one copy an input.
 """
 
 from __future__ import annotations
