@@ -60,7 +60,7 @@ def bench(
     """Time a network here and on other runtimes, interleaved, and check its answers."""
     import convwright as cw
     from convwright.cli.peers import PEERS
-    from convwright.cli.race import race
+    from convwright.cli.race import Lost, race
 
     peers = list(dict.fromkeys(["convwright", *(name.strip() for name in against.split(",") if name.strip())]))
     unknown = [name for name in peers if name not in PEERS]
@@ -72,16 +72,18 @@ def bench(
     threads = threads or usable_cores()
     with progress_bar() as progress:
         task = progress.add_task("starting", total=1.0)
-        rows = race(
-            model,
-            inputs,
-            peers,
-            threads=threads,
-            seconds=seconds,
-            report=lambda what, share: progress.update(task, description=what, completed=share),
-        )
-    if rows[0].reason is not None:
-        raise ConvwrightError(f"{model}: {rows[0].reason}")
+        try:
+            rows = race(
+                model,
+                inputs,
+                peers,
+                threads=threads,
+                seconds=seconds,
+                required=["convwright"],
+                report=lambda what, share: progress.update(task, description=what, completed=share),
+            )
+        except Lost as error:
+            raise ConvwrightError(f"{model}: {error}") from error
     sizes = {name: list(array.shape) for name, array in inputs.items()}
     if as_json:
         print_json({"model": model, "threads": threads, "inputs": sizes, "rows": [row.to_dict() for row in rows]})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -44,20 +44,29 @@ class Peer:
             return ""
 
 
-def _convwright(path: str, shapes: Shapes, threads: int) -> Runner:
-    import convwright as cw
+@runtime_checkable
+class Accountable(Protocol):
+    """A runner that can say what its memory went into, in bytes."""
 
-    graph = cw.load(path)
-    for name, shape in shapes.items():
-        graph.inputs[name].shape = shape
-    model = cw.compile(graph, threads=threads)
-    only = next(iter(model.outputs))
+    def account(self) -> dict[str, int]: ...
 
-    def run(inputs: Arrays) -> dict[str, np.ndarray]:
-        result = model(dict(inputs))
-        return result if isinstance(result, dict) else {only: result}
 
-    return run
+class _Convwright:
+    def __init__(self, path: str, shapes: Shapes, threads: int) -> None:
+        import convwright as cw
+
+        graph = cw.load(path)
+        for name, shape in shapes.items():
+            graph.inputs[name].shape = shape
+        self.model = cw.compile(graph, threads=threads)
+        self.names = list(graph.outputs)
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        result = self.model(dict(inputs))
+        return result if isinstance(result, dict) else {self.names[0]: result}
+
+    def account(self) -> dict[str, int]:
+        return dict(self.model.memory())
 
 
 def _onnxruntime(path: str, shapes: Shapes, threads: int) -> Runner:
@@ -203,7 +212,7 @@ def _reshaped(path: str, shapes: Shapes) -> str | bytes:
 
 
 PEERS = {
-    "convwright": Peer(("llvmlite",), "convwright", _convwright),
+    "convwright": Peer(("llvmlite",), "convwright", _Convwright),
     "onnxruntime": Peer(("onnxruntime",), "onnxruntime", _onnxruntime),
     "openvino": Peer(("openvino",), "openvino", _openvino),
     "torch": Peer(("torch",), "torch", _torch),

@@ -25,6 +25,7 @@ class Row:
     - `ratio`: this runtime's time over convwright's, the median over the rounds of what a round's two medians give.
     - `first_s`: from opening the file to the first answer, the runtime imported before.
     - `peak`, `beyond`: bytes, of the process at its peak, and what of it came after the runtime was imported.
+    - `account`: bytes by what they are for, as the runtime itself says, where it says anything.
     - `error`: largest deviation from the float64 run, over that run's largest absolute value.
     - `busy`: the largest share of a core that its threads still used when it was another's turn.
     - `reason`: why there are no figures.
@@ -39,6 +40,7 @@ class Row:
     import_s: float | None = None
     peak: int | None = None
     beyond: int | None = None
+    account: dict[str, int] = field(default_factory=dict)
     error: float | None = None
     busy: float = 0.0
     reason: str | None = None
@@ -51,7 +53,7 @@ class Row:
         return figures
 
 
-class _Lost(Exception):
+class Lost(Exception):
     """A worker that cannot go on, and why."""
 
 
@@ -81,11 +83,11 @@ class _Worker:
             line = ""
         if not line:
             last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise _Lost(f"its process ended with code {self.process.wait()}" + "".join(f": {text}" for text in last))
+            raise Lost(f"its process ended with code {self.process.wait()}" + "".join(f": {text}" for text in last))
         answer: dict[str, Any] = json.loads(line)
         for key in "unavailable", "failed":
             if key in answer:
-                raise _Lost(answer[key])
+                raise Lost(answer[key])
         return answer
 
     def close(self) -> None:
@@ -108,6 +110,7 @@ def race(
     threads: int,
     seconds: float = 10.0,
     environment: Mapping[str, str] | None = None,
+    required: Sequence[str] = (),
     report: Callable[[str, float], None] = lambda what, share: None,
 ) -> list[Row]:
     """Time the model on each runtime, `seconds` in all (each gets three turns at least), and compare the answers.
@@ -115,6 +118,7 @@ def race(
     - `inputs`: what every runtime is fed; their shapes override the model's.
     - `peers`: names from `convwright.cli.peers`; ratios are to "convwright" where it is among them.
     - `environment`: variables for the workers.
+    - `required`: runtimes without which there is no race: `Lost` is raised if one of them cannot open the model.
     - `report`: told what goes on and the share that is done.
 
     A runtime that is missing or fails has its reason in its row.
@@ -123,15 +127,7 @@ def race(
     shared = {"OMP_NUM_THREADS": str(threads), **(environment or {})}
     with tempfile.TemporaryDirectory(prefix="convwright-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        fed = folder / "inputs.npz"
-        np.savez(fed, *inputs.values())
-        opening: dict[str, Any] = {
-            "do": "open",
-            "path": os.path.abspath(path),
-            "inputs": str(fed),
-            "names": list(inputs),
-            "threads": threads,
-        }
+        opening = _opening(path, inputs, folder, threads)
         workers: dict[str, _Worker] = {}
         for row, worker in _started(rows, folder, shared, stack):
             report(f"first run: {row.peer}", 0.0)
@@ -140,12 +136,15 @@ def race(
                 row.version, row.first_s, row.import_s = answer["version"], answer["first_s"], answer["import_s"]
                 row.beyond, row.busy = answer["baseline"], answer["busy"]
                 workers[row.peer] = worker
+            if row.reason is not None and row.peer in required:
+                raise Lost(row.reason)
         _rounds(rows, workers, seconds, report)
         for peer, worker in workers.items():
             with _recorded(rows[peer]):
                 row = rows[peer]
-                row.peak = worker.ask(do="finish", outputs=str(folder / f"{peer}.npz"))["peak"]
-                row.beyond = row.peak - (row.beyond or 0)
+                answer = worker.ask(do="finish", outputs=str(folder / f"{peer}.npz"))
+                row.peak, row.account = answer["peak"], answer["account"]
+                row.beyond = answer["peak"] - (row.beyond or 0)
             worker.close()
         report("float64 run", 1.0)
         _compare(rows, opening, folder, shared, stack)
@@ -166,7 +165,7 @@ def _started(
 def _recorded(row: Row) -> Iterator[None]:
     try:
         yield
-    except _Lost as error:
+    except Lost as error:
         row.reason = str(error)
 
 
@@ -206,18 +205,53 @@ def _compare(
     done = [row for row in rows.values() if row.reason is None]
     if not done:
         return
-    oracle = Row("float64")
     worker = _Worker("float64", folder, environment)
     stack.callback(worker.close)
-    with _recorded(oracle):
+    with contextlib.suppress(Lost):
         worker.ask(**opening)
         worker.ask(do="finish", outputs=str(folder / "float64.npz"))
-    if oracle.reason is None:
+        truth = read_outputs(folder / "float64.npz")
         for row in done:
-            row.error = deviation(_arrays(folder / f"{row.peer}.npz"), _arrays(folder / "float64.npz"))
+            row.error = deviation(read_outputs(folder / f"{row.peer}.npz"), truth)
 
 
-def _arrays(path: Path) -> list[np.ndarray]:
+def run_once(
+    peer: str,
+    path: str,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    threads: int,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Open the model in a process of its own and run it: what the worker measured, and the outputs.
+
+    `peer` is a name from `convwright.cli.peers`, or "float64". Raises `Lost` where it cannot.
+    """
+    with tempfile.TemporaryDirectory(prefix="convwright-bench-") as name:
+        folder = Path(name)
+        worker = _Worker(peer, folder, {"OMP_NUM_THREADS": str(threads), **(environment or {})})
+        try:
+            measured = worker.ask(**_opening(path, inputs, folder, threads))
+            measured |= worker.ask(do="finish", outputs=str(folder / "outputs.npz"))
+            return measured, read_outputs(folder / "outputs.npz")
+        finally:
+            worker.close()
+
+
+def _opening(path: str, inputs: Mapping[str, np.ndarray], folder: Path, threads: int) -> dict[str, Any]:
+    fed = folder / "inputs.npz"
+    np.savez(fed, *inputs.values())
+    return {
+        "do": "open",
+        "path": os.path.abspath(path),
+        "inputs": str(fed),
+        "names": list(inputs),
+        "threads": threads,
+    }
+
+
+def read_outputs(path: Path) -> list[np.ndarray]:
+    """The arrays that a worker wrote, in the order of the model's outputs."""
     with np.load(path) as arrays:
         return [arrays[name] for name in arrays.files]
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from convwright.cli.peers import FLOAT64, PEERS, Peer, Runner, Unavailable
+from convwright.cli.peers import FLOAT64, PEERS, Accountable, Peer, Runner, Unavailable
 
 
 class Worker:
@@ -64,10 +64,14 @@ class Worker:
         return {"seconds": seconds, "busy": settle()}
 
     def finish(self, outputs: str) -> dict[str, Any]:
-        """The process's peak memory so far, in bytes, and one more run's outputs, written to a .npz file."""
-        peak = memory("VmHWM")
+        """The process's memory in bytes, at its peak and now, and one more run's outputs, written to a .npz file.
+
+        `account` is what the runtime itself says of its memory, where it says anything.
+        """
+        peak, resident = memory("VmHWM"), memory("VmRSS")
+        account: dict[str, int] = self.run.account() if isinstance(self.run, Accountable) else {}
         np.savez(outputs, *self.run(self.inputs).values())
-        return {"peak": peak}
+        return {"peak": peak, "resident": resident, "account": account}
 
 
 def settle(limit: float = 1.0, window: float = 0.005) -> float:
