@@ -1,0 +1,295 @@
+"""The plan under construction: values in their layouts, and the steps that compute them.
+
+Lowering functions (``model.lower``) ask the builder for a layer's inputs in the layout that they want (``blocked``,
+``plain``), for room for its output (``new_blocked``, ``new_plain``), and add steps. Conversions between layouts and the
+zeros of padding appear as steps of their own where they are needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from convwright.codegen.target import Target
+from convwright.errors import ConvwrightError
+from convwright.graph import Graph
+from convwright.graph.shapes import Inferred
+from convwright.kernels import halo as halo_kernel
+from convwright.kernels import layout as layout_kernels
+from convwright.model.fuse import Layer
+from convwright.model.values import ALIGNMENT, NO_HALO, Buffer, Halo, Ref, Value, blocks_of, spatial
+from convwright.model.weights import Weights
+
+_FLOAT = np.dtype(np.float32)
+
+
+@dataclass(slots=True)
+class Step:
+    """One row of the table: a kernel, its arguments, its work; or a Python function that does the work.
+
+    ``touches``: the memory read and written, as (buffer, first byte, last byte + 1, written, tag); steps whose tags differ
+    write disjoint parts of what they share.
+    """
+
+    layer: Layer | None
+    name: str
+    family: ModuleType | None = None
+    tile: Any = None
+    arguments: dict[str, int | Ref] = field(default_factory=dict)
+    items: int = 1
+    touches: list[tuple[Buffer, int, int, bool, str]] = field(default_factory=list)
+    python: Callable[..., None] | None = None
+    why: str = ""
+    macs: int = 0
+
+
+class Builder:
+    """State of one plan: one graph, one set of input shapes, one number of threads."""
+
+    def __init__(self, graph: Graph, types: Inferred, weights: Weights, target: Target, threads: int, layers: list[Layer]):
+        self.graph, self.types, self.weights = graph, types, weights
+        self.target, self.threads, self.layers = target, threads, layers
+        self.v = target.vector
+        self.steps: list[Step] = []
+        self.layer: Layer | None = None
+        self.halos: dict[str, Halo] = {}
+        self.parents: dict[str, tuple[str, int]] = {}  # value -> (concatenation it is a part of, first channel)
+        self.values: dict[tuple[str, bool], Value] = {}
+        self.flattened: dict[str, str] = {}  # value -> the value of rank 4 that it flattens
+        self.tables: list[np.ndarray] = []  # what steps point to besides weights
+
+    # -- values --------------------------------------------------------------------------------------------------------
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.types[name].shape)
+
+    def is_plain(self, name: str) -> bool:
+        """Whether the value exists as a plain array only."""
+        return (name, True) not in self.values and (name, False) in self.values
+
+    def constant(self, name: str) -> np.ndarray | None:
+        """The contents of a value that does not depend on the data."""
+        found = self.graph.constants.get(name)
+        return self.types.constants.get(name) if found is None else found
+
+    def plain(self, name: str) -> Value:
+        """The value as a row-major array; converted if it is blocked."""
+        if (name, False) not in self.values:
+            constant = self.constant(name)
+            self.values[name, False] = self._static(constant) if constant is not None else self._unpacked(name)
+        return self.values[name, False]
+
+    def blocked(self, name: str) -> Value:
+        """The value in channel blocks, inside the halo that its readers need; converted if it is plain."""
+        if (name, True) not in self.values:
+            self.values[name, True] = self._packed(name)
+        return self.values[name, True]
+
+    def fits_blocks(self, name: str) -> bool:
+        """Whether the value is one that kernels on channel blocks can hold: float32 of rank 2 to 4."""
+        info = self.types[name]
+        return info.dtype == _FLOAT and 2 <= len(info.shape) <= 4
+
+    def new_plain(self, name: str) -> Value:
+        """Room for a row-major output: the caller's own array where the value is an output of the graph."""
+        info = self.types[name]
+        value = self._plain_room(tuple(info.shape), info.dtype, self._plain_buffer(name))
+        self.values[name, False] = value
+        return value
+
+    def _plain_buffer(self, name: str) -> Buffer | None:
+        if name not in self.graph.outputs or name in self.graph.inputs:
+            return None
+        info = self.types[name]
+        return Buffer(info.dtype.itemsize * math.prod(info.shape), "output", self.graph.outputs.index(name))
+
+    def _plain_room(self, shape: tuple[int, ...], dtype: np.dtype, buffer: Buffer | None = None) -> Value:
+        return Value(shape, dtype, buffer or Buffer(dtype.itemsize * math.prod(shape)), blocked=False)
+
+    def new_blocked(self, name: str) -> Value:
+        """Room for a blocked output: inside a concatenation that the value is a part of, or a buffer of its own."""
+        shape = self.shape(name)
+        if name in self.parents:
+            whole_name, channel = self.parents[name]
+            whole = self._concatenation(whole_name)
+            value = Value(shape, _FLOAT, whole.buffer, True, image=whole.image, block=whole.block, row=whole.row)
+            value.halo = whole.halo
+            value.offset = whole.offset + channel // self.v * whole.block * 4
+            value.extent = self._extent(value)
+        else:
+            value = self.blocked_room(shape, self.halos.get(name, NO_HALO))
+        self.values[name, True] = value
+        return value
+
+    def _concatenation(self, name: str) -> Value:
+        if (name, True) not in self.values:
+            self.values[name, True] = self.blocked_room(self.shape(name), self.halos.get(name, NO_HALO))
+        return self.values[name, True]
+
+    def blocked_room(self, shape: tuple[int, ...], halo: Halo = NO_HALO) -> Value:
+        """A new blocked tensor; the step that writes the zeros of its halo is added here."""
+        high, wide = spatial(shape)
+        top, left, bottom, right = halo
+        row = (left + wide + right) * self.v
+        block = (top + high + bottom) * row
+        image = block * blocks_of(shape[1], self.v)
+        value = Value(shape, _FLOAT, Buffer(4 * image * shape[0]), True, image=image, block=block, row=row, halo=halo)
+        value.offset = 4 * (top * row + left * self.v)
+        value.extent = self._extent(value)
+        if any(halo):
+            arguments = {
+                "y": value.ref, "blocks": blocks_of(shape[1], self.v), "rows": high, "cols": wide,
+                "y_image": image, "y_block": block, "y_row": row,
+                "top": top, "left": left, "bottom": bottom, "right": right,
+            }  # fmt: skip
+            items = shape[0] * blocks_of(shape[1], self.v)
+            touches = [(value.buffer, 0, value.buffer.nbytes, True, "halo")]
+            self.steps.append(
+                Step(self.layer, "halo", halo_kernel, halo_kernel.Halo(), arguments, items, touches, why="padding")
+            )
+        return value
+
+    def _extent(self, value: Value) -> int:
+        """Bytes from the value's first element to the end of its last row."""
+        high, _ = value.size
+        blocks = blocks_of(value.channels, self.v)
+        return 4 * ((value.n - 1) * value.image + (blocks - 1) * value.block + high * value.row)
+
+    def alias(self, name: str, value: Value, shape: tuple[int, ...]) -> Value:
+        """Another name and shape for the same memory."""
+        other = Value(
+            shape, value.dtype, value.buffer, value.blocked, value.offset,
+            value.image, value.block, value.row, value.halo, value.extent,
+        )  # fmt: skip
+        self.values[name, value.blocked] = other
+        return other
+
+    def _static(self, array: np.ndarray) -> Value:
+        array = np.ascontiguousarray(array)
+        return Value(array.shape, array.dtype, Buffer(array.nbytes, "static", array=array), blocked=False)
+
+    # -- conversions ---------------------------------------------------------------------------------------------------
+
+    def _packed(self, name: str) -> Value:
+        source = self.plain(name)
+        if source.dtype != _FLOAT or not 2 <= len(source.shape) <= 4:
+            raise ConvwrightError(f"value {name!r} of type {source.dtype}{list(source.shape)} has no blocked layout")
+        value = self.blocked_room(source.shape, self.halos.get(name, NO_HALO))
+        high, wide = value.size
+        joined = value.flat
+        rows, cols = (1, high * wide) if joined else (high, wide)
+        tile = layout_kernels.conversion("pack", value.channels, cols, self.target)
+        self._convert("pack", tile, source, value, rows, cols, high * wide)
+        return value
+
+    def _unpacked(self, name: str) -> Value:
+        source = self.values[name, True]
+        value = self._plain_room(source.shape, _FLOAT, self._plain_buffer(name))
+        high, wide = source.size
+        rows, cols = (1, high * wide) if source.flat else (high, wide)
+        tile = layout_kernels.conversion("unpack", source.channels, cols, self.target)
+        self._convert("unpack", tile, source, value, rows, cols, high * wide)
+        return value
+
+    def _convert(self, name: str, tile: Any, x: Value, y: Value, rows: int, cols: int, plane: int) -> None:
+        blocks = blocks_of(x.channels, self.v)
+        chunks = min(rows, max(1, self.threads * 2 // max(1, x.n * blocks)))
+        chunk_rows = -(-rows // chunks)
+        plain = {"image": plane * x.channels, "plane": plane, "row": cols}
+        sides = {}
+        for side, value in (("x", x), ("y", y)):
+            if value.blocked:
+                sides |= {f"{side}_image": value.image, f"{side}_plane": value.block, f"{side}_row": value.row}
+            else:
+                sides |= {f"{side}_{key}": stride for key, stride in plain.items()}
+        arguments = {
+            "x": x.ref, "y": y.ref, "planes": blocks, "chunks": -(-rows // chunk_rows), "chunk_rows": chunk_rows,
+            "rows": rows, "cols": cols, "top": 0, "bottom": 0, "left": 0, "right": 0, **sides,
+        }  # fmt: skip
+        items = x.n * blocks * arguments["chunks"]
+        self.step(name, layout_kernels, tile, arguments, items, [x], [y], why="layout")
+
+    def padded_planes(self, source: Value, halo: Halo) -> Value:
+        """A copy of a plain NCHW tensor with zeros around every plane; the tensor itself where the halo is empty."""
+        n, channels = source.shape[:2]
+        high, wide = spatial(source.shape)
+        top, left, bottom, right = halo
+        row = left + wide + right
+        plane = (top + high + bottom) * row
+        if not any(halo):
+            value = Value(source.shape, _FLOAT, source.buffer, False, source.offset)
+        else:
+            value = Value(source.shape, _FLOAT, Buffer(4 * n * channels * plane), False)
+            value.offset = 4 * (top * row + left)
+        value.image, value.block, value.row, value.halo = channels * plane, plane, row, halo
+        if any(halo):
+            rows = top + high + bottom
+            chunks = min(rows, max(1, -(-2 * self.threads // (n * channels))))
+            chunk_rows = -(-rows // chunks)
+            arguments = {
+                "x": source.ref, "y": value.ref, "planes": channels, "chunks": -(-rows // chunk_rows),
+                "chunk_rows": chunk_rows, "rows": high, "cols": wide,
+                "x_image": channels * high * wide, "x_plane": high * wide, "x_row": wide,
+                "y_image": value.image, "y_plane": plane, "y_row": row,
+                "top": top, "bottom": bottom, "left": left, "right": right,
+            }  # fmt: skip
+            tile = layout_kernels.conversion("pad", channels, wide, self.target)
+            items = n * channels * arguments["chunks"]
+            self.step("pad", layout_kernels, tile, arguments, items, [source], [value], why="padding")
+        return value
+
+    def with_halo(self, name: str, halo: Halo) -> Value:
+        """The blocked value inside at least this halo: itself, or a copy."""
+        value = self.blocked(name)
+        if all(have >= need for have, need in zip(value.halo, halo, strict=True)):
+            return value
+        copy = self.blocked_room(value.shape, halo)
+        from convwright.model.lower.channels import copy_whole
+
+        copy_whole(self, value, copy)
+        return copy
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def step(
+        self, name: str, family: ModuleType, tile: Any, arguments: dict[str, int | Ref], items: int,
+        reads: list[Value], writes: list[Value], why: str = "", macs: int = 0,
+    ) -> None:  # fmt: skip
+        touches = [self._touch(value, False) for value in reads] + [self._touch(value, True) for value in writes]
+        self.steps.append(Step(self.layer, name, family, tile, arguments, items, touches, None, why, macs))
+
+    def python_step(self, name: str, function: Callable[..., None], reads: list[Value], writes: list[Value]) -> None:
+        """A step that runs in Python: ``function(*arrays read, *arrays written)``."""
+        touches = [self._touch(value, False) for value in reads] + [self._touch(value, True) for value in writes]
+        step = Step(self.layer, name, touches=touches, python=function, why="no kernel: runs through onnx.reference")
+        step.arguments = {f"array{i}": value.ref for i, value in enumerate([*reads, *writes])}
+        step.tile = [(value.shape, value.dtype) for value in [*reads, *writes]]
+        self.steps.append(step)
+
+    def _touch(self, value: Value, written: bool) -> tuple[Buffer, int, int, bool, str]:
+        if value.blocked and written:
+            return value.buffer, value.offset, value.offset + value.extent, written, "inside"
+        return value.buffer, 0, value.buffer.nbytes, written, "inside"
+
+    def inside(self, x: Value, g: Any) -> Ref:
+        """The address of the first input that a convolution's first window reads, padding included."""
+        back = g.padding[0][0] * x.row + g.padding[1][0] * (self.v if x.blocked else 1)
+        return Ref(x.buffer, x.offset - 4 * back)
+
+    def static(self, array: np.ndarray) -> Ref:
+        """The address of an array that the plan keeps."""
+        self.tables.append(array)
+        return Ref(Buffer(array.nbytes, "static", array=array))
+
+    def chunks(self, total: int, others: int, share: int = 2) -> int:
+        """Into how many pieces to cut ``total`` rows, given ``others`` independent items, so that all threads have work."""
+        return max(1, min(total, -(-share * self.threads // max(1, others))))
+
+
+def aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT

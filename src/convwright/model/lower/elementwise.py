@@ -1,0 +1,134 @@
+"""Elementwise operators: activations, arithmetic with broadcasting, unfolded batch normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from convwright.graph import Node
+from convwright.kernels import activations, elementwise
+from convwright.model.builder import Builder
+from convwright.model.fuse import Layer, activation_of
+from convwright.model.values import Value, blocks_of
+
+_BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Max": "max", "Min": "min"}
+
+
+def expression_of(b: Builder, node: Node) -> tuple[Any, list[str]] | None:
+    """The node as an expression over the values it names, or None where no kernel has it."""
+    activation = activation_of(node)
+    if activation is not None:
+        return ((activation[0], 0, *activation[1:]), [node.inputs[0]]) if activation[0] in activations.ROWS else None
+    if node.op in _BINARY and len(node.inputs) >= 2:
+        expression: Any = 0
+        for place in range(1, len(node.inputs)):
+            expression = (_BINARY[node.op], expression, place)
+        return expression, list(node.inputs)
+    if node.op == "PRelu":
+        return ("prelu", 0, 1), list(node.inputs)
+    if node.op == "Pow":
+        power = b.constant(node.inputs[1])
+        if power is not None and power.size == 1:
+            expression = ("pow", 0, float(power.reshape(-1)[0]))
+            return (expression, [node.inputs[0]]) if elementwise.why_not(expression) is None else None
+    return None
+
+
+def _operand_kind(b: Builder, name: str, shape: tuple[int, ...]) -> str | None:
+    """How the value meets an output of that shape: "full", "channel", "pixel", "scalar", or None: not in blocks."""
+    if b.types[name].dtype != np.float32:
+        return None
+    own = b.shape(name)
+    if int(np.prod(own, dtype=np.int64)) == 1:
+        return "scalar" if b.constant(name) is not None else ("full" if own == shape else None)
+    padded = (1,) * (len(shape) - len(own)) + own
+    if padded == shape:
+        return "full" if len(own) == len(shape) else ("channel" if b.constant(name) is not None else None)
+    if len(own) != len(shape) and b.constant(name) is None:
+        return None
+    if padded[0] in (1, shape[0]) and padded[1] == shape[1] and all(size == 1 for size in padded[2:]):
+        return "channel"
+    if padded[0] in (1, shape[0]) and padded[1] == 1 and padded[2:] == shape[2:] and len(own) == len(shape) > 2:
+        return "pixel"
+    return None
+
+
+def can_lower(b: Builder, layer: Layer) -> bool:
+    found = expression_of(b, layer.node)
+    if found is None or not b.fits_blocks(layer.output) or 0 in b.shape(layer.output):
+        return False
+    shape = b.shape(layer.output)
+    kinds = [_operand_kind(b, name, shape) for name in found[1]]
+    if any(kind is None for kind in kinds) or "full" not in kinds:
+        return False
+    # A constant as large as the output is rare enough to leave to NumPy's own layout conversion at run time.
+    return all(kind in ("scalar", "channel") or b.constant(name) is None for kind, name in zip(kinds, found[1], strict=True))
+
+
+def lower(b: Builder, layer: Layer) -> None:
+    expression, names = expression_of(b, layer.node) or ((), [])
+    shape = b.shape(layer.output)
+    _emit(b, layer, expression, [_operand(b, name, _operand_kind(b, name, shape)) for name in names])
+
+
+def can_lower_norm(b: Builder, layer: Layer) -> bool:
+    """A batch normalisation that folding left over."""
+    known = all(name in b.graph.constants for name in layer.node.inputs[1:])
+    return b.fits_blocks(layer.node.inputs[0]) and known and 0 not in b.shape(layer.output)
+
+
+def lower_norm(b: Builder, layer: Layer) -> None:
+    """y = scale (x - mean) / sqrt(variance + epsilon) + bias, as one multiplication and one addition."""
+    node = layer.node
+    scale, bias, mean, variance = (b.graph.constants[name].astype(np.float64) for name in node.inputs[1:5])
+    factor = scale / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
+    key = (layer.output, "norm")
+    operands = [_operand(b, node.inputs[0], "full")]
+    for name, array in (("scale", factor), ("shift", bias - mean * factor)):
+        operands.append(_Operand("channel", b.static(b.weights.channels(array, (*key, name))), None))
+    _emit(b, layer, ("add", ("mul", 0, 1), 2), operands)
+
+
+class _Operand:
+    """An operand of an expression: its kind, its address, and where it lies if it is a tensor of this run."""
+
+    def __init__(self, kind: str, ref: Any, value: Value | None):
+        self.kind, self.ref, self.value = kind, ref, value
+
+
+def _operand(b: Builder, name: str, kind: str | None) -> _Operand:
+    assert kind is not None
+    constant = b.constant(name)
+    if kind == "scalar" and constant is not None:
+        return _Operand(kind, b.static(np.array([constant.reshape(-1)[0]], np.float32)), None)
+    if kind == "channel" and constant is not None:
+        return _Operand(kind, b.static(b.weights.channels(constant.reshape(-1), (name, "operand"))), None)
+    value = b.blocked(name)
+    return _Operand(kind, value.ref, value)
+
+
+def _emit(b: Builder, layer: Layer, expression: Any, operands: list[_Operand]) -> None:
+    y = b.new_blocked(layer.output)
+    tile = elementwise.Elementwise(expression, tuple(operand.kind for operand in operands))
+    blocks = blocks_of(y.channels, b.v)
+    large = [operand.value for operand in operands if operand.kind in ("full", "pixel") and operand.value is not None]
+    rows, cols = y.size
+    if y.flat and all(value.flat for value in large):
+        rows, cols = 1, rows * cols
+    parts = b.chunks(rows, y.n * blocks)
+    chunk_rows = -(-rows // parts)
+    chunks = -(-rows // chunk_rows)
+    arguments: dict[str, Any] = {
+        "y": y.ref, "blocks": blocks, "chunks": chunks, "chunk_rows": chunk_rows, "rows": rows, "cols": cols,
+        "y_image": y.image, "y_block": y.block, "y_row": y.row,
+    }  # fmt: skip
+    for place, operand in enumerate(operands):
+        arguments[f"x{place}"] = operand.ref
+        value = operand.value
+        repeated = value is None or value.n == 1
+        arguments[f"x{place}_image"] = 0 if repeated else value.image
+        arguments[f"x{place}_block"] = value.block if value is not None else b.v
+        arguments[f"x{place}_row"] = value.row if value is not None else 0
+    reads = [operand.value for operand in operands if operand.value is not None]
+    b.step(tile.name(b.target), elementwise, tile, arguments, y.n * blocks * chunks, reads, [y], "elementwise")

@@ -1,0 +1,56 @@
+"""Pooling over windows and over whole planes."""
+
+from __future__ import annotations
+
+from convwright.graph.shape_rules.windows import axis_list, window_padding
+from convwright.kernels import pool
+from convwright.model.builder import Builder
+from convwright.model.fuse import Layer
+from convwright.model.values import blocks_of
+
+
+def can_lower(b: Builder, layer: Layer) -> bool:
+    node = layer.node
+    shape = b.shape(node.inputs[0])
+    one_result = len([name for name in node.outputs if name]) == 1
+    return b.fits_blocks(node.inputs[0]) and len(shape) >= 3 and one_result and 0 not in shape
+
+
+def lower(b: Builder, layer: Layer) -> None:
+    """MaxPool and AveragePool."""
+    node = layer.node
+    x, y = b.blocked(node.inputs[0]), b.new_blocked(layer.output)
+    rank = len(x.shape) - 2
+    kernel = tuple(node.attributes["kernel_shape"])
+    stride, dilation = axis_list(node, "strides", rank, 1), axis_list(node, "dilations", rank, 1)
+    padding = tuple(window_padding(node, tuple(x.shape[2:]), kernel, stride, dilation))
+    if rank == 1:
+        kernel, stride, dilation, padding = (1, *kernel), (1, *stride), (1, *dilation), ((0, 0), *padding)
+    maximum = node.op == "MaxPool"
+    count_padding = bool(node.attributes.get("count_include_pad", 0))
+    tile = pool.pool_of(maximum, kernel[1], stride[1], dilation[1], count_padding, b.target)
+    blocks = blocks_of(x.channels, b.v)
+    rows = y.size[0]
+    chunk_rows = -(-rows // b.chunks(rows, x.n * blocks))
+    chunks = -(-rows // chunk_rows)
+    arguments = {
+        "x": x.ref, "y": y.ref, "blocks": blocks, "chunks": chunks, "chunk_rows": chunk_rows,
+        "in_rows": x.size[0], "in_cols": x.size[1], "out_rows": rows, "out_cols": y.size[1],
+        "x_image": x.image, "x_block": x.block, "x_row": x.row, "y_image": y.image, "y_block": y.block, "y_row": y.row,
+        "taps_high": kernel[0], "taps_wide": kernel[1], "stride_high": stride[0], "stride_wide": stride[1],
+        "dilation_high": dilation[0], "dilation_wide": dilation[1],
+        "pad_top": padding[0][0], "pad_bottom": padding[0][1], "pad_left": padding[1][0], "pad_right": padding[1][1],
+    }  # fmt: skip
+    b.step(tile.name(b.target), pool, tile, arguments, x.n * blocks * chunks, [x], [y], "pooling")
+
+
+def lower_global(b: Builder, layer: Layer) -> None:
+    """GlobalMaxPool and GlobalAveragePool."""
+    x, y = b.blocked(layer.node.inputs[0]), b.new_blocked(layer.output)
+    tile = pool.GlobalPool(layer.op == "GlobalMaxPool")
+    blocks = blocks_of(x.channels, b.v)
+    arguments = {
+        "x": x.ref, "y": y.ref, "blocks": blocks, "rows": x.size[0], "cols": x.size[1],
+        "x_image": x.image, "x_block": x.block, "x_row": x.row, "y_image": y.image, "y_block": y.block,
+    }  # fmt: skip
+    b.step(tile.name(b.target), pool, tile, arguments, x.n * blocks, [x], [y], "pooling over the plane")

@@ -1,0 +1,138 @@
+"""A compiled network: callable, picklable, safe to share between threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from convwright.codegen.target import host_target
+from convwright.errors import ConvwrightError
+from convwright.graph import Graph, ValueInfo
+from convwright.graph import load as load_graph
+from convwright.graph.rewrites import simplify
+from convwright.model.plan import make_program
+from convwright.model.weights import Weights
+from convwright.runtime.program import Arena, Program
+from convwright.runtime.team import Team, check_threads, team_of
+
+_REMEMBERED_PLANS = 16
+
+
+def compile(graph: Graph | str | os.PathLike[str], *, threads: int | None = None, numerics: str = "default") -> Model:
+    """Make a model of a graph or of an ONNX file.
+
+    - ``threads``: how many threads an inference uses; by default all cores that this process may use.
+    - ``numerics``: "default", or "strict" to keep to direct summation.
+
+    Kernels are compiled, and weights packed, at once where the graph's inputs have fixed shapes, else at the first call.
+
+    Raises ConvwrightError for files, graphs and settings that cannot be used.
+    """
+    if numerics not in ("default", "strict"):
+        raise ConvwrightError(f'numerics must be "default" or "strict", not {numerics!r}')
+    if not isinstance(graph, Graph):
+        graph = load_graph(graph)
+    return Model(simplify(graph), check_threads(threads), numerics)
+
+
+class Model:
+    """A network ready to run. ``model(x)`` takes NumPy arrays and returns NumPy arrays.
+
+    Positional arrays go to the inputs in order; keywords or one dict go by name. One output is returned as an array,
+    several as a dict by name. Shapes may change from call to call where the graph leaves them open: the plan of each shape
+    is made at its first use and remembered.
+    """
+
+    def __init__(self, graph: Graph, threads: int, numerics: str):
+        self.threads, self.numerics = threads, numerics
+        self._graph = graph
+        self._target = host_target()
+        self._weights = Weights(graph.constants, self._target.vector)
+        self._programs: OrderedDict[tuple[tuple[int, ...], ...], Program] = OrderedDict()
+        self._arena = Arena()
+        self._lock = threading.Lock()
+        self._closed = False
+        shapes = [info.shape for info in graph.inputs.values()]
+        if all(isinstance(size, int) for shape in shapes for size in shape):
+            self._program(tuple(tuple(shape) for shape in shapes))
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        arrays = self._arrays(args, kwargs)
+        with self._lock:
+            program = self._program(tuple(array.shape for array in arrays))
+            team = team_of(self.threads)
+            with team.lock:
+                results = program.run(team, self._arena, arrays)
+        if len(results) == 1:
+            return results[0]
+        return {name: result for (name, _, _), result in zip(program.outputs, results, strict=True)}
+
+    def _arrays(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[np.ndarray]:
+        """The inputs in order, checked; copied only where they are not contiguous."""
+        names = list(self.inputs)
+        if len(args) == 1 and isinstance(args[0], Mapping):
+            given = {**args[0], **kwargs}
+        else:
+            if len(args) > len(names):
+                raise ConvwrightError(f"{len(args)} arrays given, the model has {len(names)} inputs: {names}")
+            given = dict(zip(names, args, strict=False)) | kwargs
+        if set(given) != set(names):
+            raise ConvwrightError(f"inputs given: {sorted(given)}; the model's inputs are {names}")
+        return [_checked(name, given[name], info) for name, info in self.inputs.items()]
+
+    def _program(self, shapes: tuple[tuple[int, ...], ...]) -> Program:
+        """The program for these input shapes, from memory or newly planned. The caller holds the lock."""
+        if self._closed:
+            raise ConvwrightError("the model is closed")
+        program = self._programs.get(shapes)
+        if program is None:
+            by_name = dict(zip(self._graph.inputs, shapes, strict=True))
+            program = make_program(self._graph, by_name, self._weights, self._target, self.threads)
+            self._programs[shapes] = program
+            while len(self._programs) > _REMEMBERED_PLANS:
+                self._programs.popitem(last=False)
+        else:
+            self._programs.move_to_end(shapes)
+        self._arena.reserve(program.arena_bytes)
+        return program
+
+    # -- what it is ----------------------------------------------------------------------------------------------------
+
+    @property
+    def inputs(self) -> dict[str, ValueInfo]:
+        return self._graph.inputs
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the packed weights, of the arena, and the least that the tensors alive at one step need."""
+        bound = max((program.liveness_bound for program in self._programs.values()), default=0)
+        return {"weights": self._weights.nbytes, "arena": self._arena.nbytes, "liveness_bound": bound}
+
+    def close(self) -> None:
+        """Release the model's memory; calls after this raise ConvwrightError."""
+        with self._lock:
+            self._closed = True
+            self._programs.clear()
+            self._arena.release()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _checked(name: str, array: Any, info: ValueInfo) -> np.ndarray:
+    """The array as the kernels want it: the declared type, contiguous."""
+    array = np.asarray(array)
+    if array.dtype != info.dtype:
+        raise ConvwrightError(f"input {name!r} has dtype {array.dtype}, the model takes {info.dtype}")
+    if array.ndim != len(info.shape):
+        raise ConvwrightError(f"input {name!r} has shape {array.shape}, the model takes {info}")
+    return np.ascontiguousarray(array)

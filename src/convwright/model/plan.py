@@ -1,0 +1,150 @@
+"""From a simplified graph and concrete shapes to a program: layouts, padding, steps, memory, barriers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from convwright.codegen.target import Target
+from convwright.graph import Graph
+from convwright.graph.shapes import infer
+from convwright.kernels.activations import ROWS as ACTIVATIONS
+from convwright.model import lower
+from convwright.model.builder import Builder, Step, aligned
+from convwright.model.fuse import Layer, layers_of
+from convwright.model.lower import channels, conv
+from convwright.model.values import NO_HALO, Buffer
+from convwright.model.weights import Weights
+from convwright.runtime.program import Program, link
+
+
+def make_program(
+    graph: Graph, shapes: Mapping[str, tuple[int, ...]], weights: Weights, target: Target, threads: int
+) -> Program:
+    """Plan one inference of the graph at these input shapes and compile what it needs."""
+    types = infer(graph, shapes)
+    layers = layers_of(graph, types, set(ACTIVATIONS))
+    b = Builder(graph, types, weights, target, threads, layers)
+    rows = _prepare(b)
+    for name in graph.inputs:
+        info = types[name]
+        room = Buffer(info.dtype.itemsize * int(np.prod(info.shape, dtype=np.int64)), "input", list(graph.inputs).index(name))
+        b.values[name, False] = b._plain_room(tuple(info.shape), info.dtype, room)
+    for layer, row in zip(layers, rows, strict=True):
+        b.layer = layer
+        row.lower(b, layer)
+    b.layer = None
+    for name in graph.outputs:
+        _hand_over(b, name)
+    arena, bound = _place(b.steps)
+    barriers = _barriers(b.steps)
+    outputs = [(name, types[name].dtype, tuple(types[name].shape)) for name in graph.outputs]
+    return link(b.steps, barriers, arena, bound, outputs, target, b.tables)
+
+
+def _prepare(b: Builder) -> list[lower.Row]:
+    """What has to be known before the first step: flattened inputs, concatenations in place, and halos, from the end."""
+    producers = {name: layer for layer in b.layers for name in layer.node.outputs if name}
+    producers |= {layer.output: layer for layer in b.layers}
+    readers: dict[str, list[Layer]] = {}
+    for layer in b.layers:
+        for name in layer.reads:
+            readers.setdefault(name, []).append(layer)
+    for layer in b.layers:
+        if layer.op == "Flatten" and layer.node.attributes.get("axis", 1) == 1 and b.fits_blocks(layer.node.inputs[0]):
+            all_gemm = all(reader.op == "Gemm" for reader in readers.get(layer.output, []))
+            if all_gemm and layer.output not in b.graph.outputs and len(b.shape(layer.node.inputs[0])) > 2:
+                b.flattened[layer.output] = layer.node.inputs[0]
+    rows = [lower.row_of(b, layer) for layer in b.layers]
+    for layer, row in zip(b.layers, rows, strict=True):
+        if row.lower is channels.lower_concat:
+            b.parents |= channels.concatenations(b, layer, producers)
+    for layer, row in reversed(list(zip(b.layers, rows, strict=True))):
+        wants = {}
+        if row.lower is conv.lower:
+            wants = conv.needs_halo(b, layer)
+        elif row.lower in (channels.lower_split, channels.lower_slice):
+            wants = channels.wants_halo(b, layer)
+        for name, halo in wants.items():
+            b.halos[name] = channels.merged(b.halos.get(name, NO_HALO), halo)
+    for name, (whole, _) in b.parents.items():
+        b.halos[whole] = channels.merged(b.halos.get(whole, NO_HALO), b.halos.get(name, NO_HALO))
+    return rows
+
+
+def _hand_over(b: Builder, name: str) -> None:
+    """See that a graph output ends up in the caller's array."""
+    value = b.plain(name)
+    if value.buffer.kind == "output" and b.graph.outputs[value.buffer.index] == name:
+        return
+    room = b._plain_room(value.shape, value.dtype, Buffer(value.buffer.nbytes, "output", b.graph.outputs.index(name)))
+
+    def copy(source: np.ndarray, target: np.ndarray) -> None:
+        target[...] = source
+
+    b.python_step("copy", copy, [value], [room])
+    b.steps[-1].why = "an output that is another value's memory"
+
+
+def _place(steps: list[Step]) -> tuple[int, int]:
+    """Give every arena buffer a place; returns the arena's size and the largest sum of buffers alive at one step."""
+    buffers: dict[int, Buffer] = {}
+    for number, step in enumerate(steps):
+        for buffer, *_ in step.touches:
+            if buffer.kind == "arena":
+                buffer.used_at(number)
+                buffers[id(buffer)] = buffer
+    alive = np.zeros(len(steps) + 1, np.int64)
+    for buffer in buffers.values():
+        alive[buffer.first] += buffer.nbytes
+        alive[buffer.last + 1 :][:1] -= buffer.nbytes
+    placed: list[Buffer] = []
+    size = 0
+    for buffer in sorted(buffers.values(), key=lambda one: (-one.nbytes, one.first)):
+        taken = sorted(
+            (other.place, other.place + aligned(other.nbytes))
+            for other in placed
+            if other.first <= buffer.last and buffer.first <= other.last
+        )
+        at = 0
+        for start, end in taken:
+            if at + aligned(buffer.nbytes) <= start:
+                break
+            at = max(at, end)
+        buffer.place = at
+        placed.append(buffer)
+        size = max(size, at + aligned(buffer.nbytes))
+    return size, int(np.cumsum(alive).max(initial=0))
+
+
+def _barriers(steps: list[Step]) -> list[bool]:
+    """Whether the threads meet after each step: where the next step touches what another thread may still be at."""
+    result = [False] * len(steps)
+    recent: list[tuple[object, int, int, bool, str]] = []
+    for number, step in enumerate(steps):
+        here = [_absolute(*touch) for touch in step.touches]
+        if step.python is not None or any(_clash(old, new) for old in recent for new in here):
+            if number:
+                result[number - 1] = True
+            recent = []
+        recent += here
+        if step.python is not None:
+            recent = []
+    return result
+
+
+def _absolute(buffer: Buffer, low: int, high: int, written: bool, tag: str) -> tuple[object, int, int, bool, str]:
+    if buffer.kind == "arena":
+        return "arena", buffer.place + low, buffer.place + high, written, f"{tag} {id(buffer)}"
+    return id(buffer), low, high, written, tag
+
+
+def _clash(old: tuple[object, int, int, bool, str], new: tuple[object, int, int, bool, str]) -> bool:
+    if old[0] != new[0] or not (old[3] or new[3]) or old[1] >= new[2] or new[1] >= old[2]:
+        return False
+    if old[3] and new[3]:
+        old_tag, _, old_buffer = old[4].partition(" ")
+        new_tag, _, new_buffer = new[4].partition(" ")
+        return not (old_buffer == new_buffer and old_tag != new_tag)
+    return True

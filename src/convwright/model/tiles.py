@@ -1,0 +1,80 @@
+"""Choosing the register tile of a direct convolution and how its work is cut for threads and caches.
+
+The estimate counts, for one step of the reduction, what each resource of a core needs: multiply-adds (two vectors a cycle),
+loads (two a cycle), instructions (about five a cycle) and the latency of an addition (four cycles); and multiplies the
+slowest by the number of tiles that cover the output. Measured on AVX-512: tiles of 14 x 2 and 7 x 4 reach 98 % of the peak.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from convwright.codegen.target import Target
+
+_L2_BUDGET = 768 * 1024
+_OUTS = (1, 2, 4, 6, 8)
+_STORE_CYCLES = 2.0  # a vector of outputs: bias, epilogue, store
+_TILE_CYCLES = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """rows x cols output pixels by outs vectors of channels, and the estimated cycles for a whole layer on one core."""
+
+    rows: int
+    cols: int
+    outs: int
+    cycles: float
+
+
+@lru_cache(maxsize=4096)
+def choose_tile(
+    out_rows: int, out_cols: int, vectors: int, groups: int, reduction: int, target: Target
+) -> Shape:
+    """The cheapest tile for ``out_rows x out_cols`` pixels and ``vectors`` output vectors in each of ``groups`` groups."""
+    best: Shape | None = None
+    temporary = 1 if target.has_fma else 2
+    for outs in _OUTS:
+        if outs > vectors:
+            break
+        tiles_out = -(-vectors // outs) * groups
+        most = min((target.registers - outs - temporary) // outs, 28)
+        for rows in range(1, min(out_rows, 4, most) + 1):
+            for cols in range(1, min(out_cols, most // rows) + 1):
+                pixels = rows * cols
+                step = max(
+                    pixels * outs / 2, (pixels + outs) / 2, (pixels * outs + pixels + outs) / 5, 4.0 if outs * pixels < 8 else 0
+                )
+                tiles = tiles_out * -(-out_rows // rows) * -(-out_cols // cols)
+                cycles = tiles * (reduction * step + _TILE_CYCLES + pixels * outs * _STORE_CYCLES)
+                if best is None or cycles < best.cycles:
+                    best = Shape(rows, cols, outs, cycles)
+    assert best is not None
+    return best
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a layer's tiles become work items (see ``kernels.direct``): item -> (half, chunk of pixels, output tile in the half)."""
+
+    tiles_inner: int
+    chunks_image: int
+    chunk_tiles: int
+    halves: int
+
+
+def cut_work(tiles: int, pixel_tiles: int, images: int, x_bytes: int, weight_bytes: int, threads: int) -> Cut:
+    """Cut so that a chunk of the input stays in the second-level cache while all output tiles pass over it, and so that
+    the threads' shares are even; with more weights than input, each thread takes its own part of the weights."""
+    uneven_out = -(-tiles // threads) * threads / tiles
+    pieces = max(1, -(-threads // images)) if threads > 1 else 1
+    uneven_pixels = -(-pixel_tiles // pieces) * pieces / pixel_tiles * (-(-images * pieces // threads) * threads / (images * pieces))
+    by_output = threads > 1 and (
+        uneven_out < uneven_pixels - 0.02 or (weight_bytes > x_bytes and uneven_out <= uneven_pixels + 0.02)
+    )
+    for_cache = max(1, -(-x_bytes // _L2_BUDGET))
+    chunks = for_cache if by_output else -(-max(for_cache, pieces) // pieces) * pieces
+    chunk_tiles = -(-pixel_tiles // min(chunks, pixel_tiles))
+    halves = threads if by_output else 1
+    return Cut(-(-tiles // halves), -(-pixel_tiles // chunk_tiles), chunk_tiles, halves)

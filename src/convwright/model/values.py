@@ -1,0 +1,95 @@
+"""Where tensors live while a network runs: buffers, references into them, and tensors in a layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Halo = tuple[int, int, int, int]
+"""Rows above, columns to the left, rows below, columns to the right of a tensor that hold zeros."""
+
+NO_HALO: Halo = (0, 0, 0, 0)
+ALIGNMENT = 64
+
+
+@dataclass(eq=False, slots=True)
+class Buffer:
+    """A stretch of memory. ``kind``: "arena" (placed by liveness), "input", "output" (the caller's), "static" (constant).
+
+    ``first`` and ``last``: the steps during which an arena buffer is in use. ``index``: which input or output.
+    """
+
+    nbytes: int
+    kind: str = "arena"
+    index: int = 0
+    array: np.ndarray | None = None
+    first: int = -1
+    last: int = -1
+    place: int = 0
+
+    def used_at(self, step: int) -> None:
+        if self.first < 0:
+            self.first = step
+        self.last = max(self.last, step)
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """The address ``nbytes`` into a buffer."""
+
+    buffer: Buffer
+    nbytes: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """A tensor in memory.
+
+    ``shape`` is the tensor's own (ONNX) shape. Blocked tensors are ``[N][blocks][H][W][v]`` inside their halo, with strides
+    ``image``, ``block`` and ``row`` in floats; plain ones are row-major without gaps. ``offset`` is the byte of element 0.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    buffer: Buffer
+    blocked: bool
+    offset: int = 0
+    image: int = 0
+    block: int = 0
+    row: int = 0
+    halo: Halo = NO_HALO
+    extent: int = field(default=0)  # bytes from `offset` that a blocked tensor without halo spans (hazard tracking)
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(self.buffer, self.offset)
+
+    @property
+    def n(self) -> int:
+        return self.shape[0]
+
+    @property
+    def channels(self) -> int:
+        return self.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width; a tensor of rank 3 is one row, one of rank 2 a single pixel."""
+        return spatial(self.shape)
+
+    @property
+    def flat(self) -> bool:
+        """Whether rows follow each other without a gap."""
+        return self.halo[1] == self.halo[3] == 0
+
+
+def spatial(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(H, W) of ``[N, C]``, ``[N, C, W]`` or ``[N, C, H, W]``."""
+    if len(shape) == 4:
+        return shape[2], shape[3]
+    return (1, shape[2]) if len(shape) == 3 else (1, 1)
+
+
+def blocks_of(channels: int, vector: int) -> int:
+    return -(-channels // vector)

@@ -1,0 +1,197 @@
+"""A linked program: the table of steps, the arena, and where the caller's arrays go in."""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from convwright.codegen.jit import compile_many
+from convwright.codegen.target import Target
+from convwright.runtime.team import STEP_COLUMNS, Team
+
+_HUGE_PAGE = 2 << 20
+
+
+class Arena:
+    """Zeroed memory for a model's intermediate tensors; grows to what its largest program needs."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self.address = 0
+        self._memory: mmap.mmap | None = None
+        self._view: np.ndarray | None = None
+
+    def reserve(self, nbytes: int) -> None:
+        if nbytes <= self.nbytes:
+            return
+        self.release()
+        self._memory = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if nbytes >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._view = np.frombuffer(self._memory, np.uint8)
+        self.nbytes, self.address = nbytes, self._view.ctypes.data
+
+    def release(self) -> None:
+        self.nbytes = self.address = 0
+        self._view = None
+        self._memory = None
+
+    def view(self, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        assert self._view is not None
+        count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return self._view[offset : offset + count].view(dtype).reshape(shape)
+
+
+@dataclass(slots=True)
+class Segment:
+    """Steps that run in one parallel region, or one Python step."""
+
+    first: int
+    count: int
+    python: Callable[..., None] | None = None
+    operands: tuple[Any, ...] = ()
+
+
+@dataclass(slots=True)
+class StepInfo:
+    """What reports say of one step."""
+
+    layer: str
+    op: str
+    kernel: str
+    why: str
+    macs: int
+    nbytes: int
+
+
+class Program:
+    """One network at one set of shapes. Not thread-safe: its model calls it under a lock."""
+
+    def __init__(
+        self, table: np.ndarray, flat: np.ndarray, slots: dict[str, list[tuple[int, int, int]]], arena_bytes: int,
+        liveness_bound: int, outputs: list[tuple[str, np.dtype, tuple[int, ...]]], segments: list[Segment],
+        infos: list[StepInfo], keep: Sequence[Any],
+    ):  # fmt: skip
+        self.table, self.arena_bytes, self.liveness_bound = table, arena_bytes, liveness_bound
+        self.outputs, self.infos, self.segments = outputs, infos, segments
+        self._flat, self._keep = flat, keep
+        self._inputs, self._outputs = slots["input"], slots["output"]
+        arena = slots["arena"]
+        self._arena_places = np.array([place for place, _, _ in arena], np.int64)
+        self._arena_offsets = np.array([offset for _, _, offset in arena], np.int64)
+        self._base = 0
+
+    def bind(self, arena: Arena, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Point the arguments at the arena and at the caller's arrays; returns the new output arrays."""
+        if arena.address != self._base:
+            self._flat[self._arena_places] = self._arena_offsets + arena.address
+            self._base = arena.address
+        results = [np.empty(shape, dtype) for _, dtype, shape in self.outputs]
+        addresses = [array.__array_interface__["data"][0] for array in inputs]
+        for place, index, offset in self._inputs:
+            self._flat[place] = addresses[index] + offset
+        addresses = [array.__array_interface__["data"][0] for array in results]
+        for place, index, offset in self._outputs:
+            self._flat[place] = addresses[index] + offset
+        return results
+
+    def run(self, team: Team, arena: Arena, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """One inference; the caller holds the team's lock."""
+        results = self.bind(arena, inputs)
+        for segment in self.segments:
+            if segment.python is None:
+                team.run(self.table, segment.first, segment.count)
+            else:
+                segment.python(*(_array(operand, arena, inputs, results) for operand in segment.operands))
+        return results
+
+    def time_steps(self, team: Team, arena: Arena, inputs: Sequence[np.ndarray]) -> list[float]:
+        """One inference, a step at a time; seconds of each."""
+        results = self.bind(arena, inputs)
+        seconds = []
+        for segment in self.segments:
+            for step in range(segment.first, segment.first + segment.count):
+                start = time.perf_counter()
+                if segment.python is None:
+                    team.run(self.table, step, 1)
+                else:
+                    segment.python(*(_array(operand, arena, inputs, results) for operand in segment.operands))
+                seconds.append(time.perf_counter() - start)
+        return seconds
+
+
+def _array(operand: tuple[Any, ...], arena: Arena, inputs: Sequence[np.ndarray], results: list[np.ndarray]) -> np.ndarray:
+    """The array that an operand of a Python step names."""
+    kind, index, offset, shape, dtype, array = operand
+    if kind == "arena":
+        return arena.view(offset, shape, dtype)
+    if kind == "static":
+        return array.reshape(shape)
+    return (inputs if kind == "input" else results)[index].reshape(shape)
+
+
+def link(
+    steps: Sequence[Any], barriers: Sequence[bool], arena_bytes: int, liveness_bound: int,
+    outputs: list[tuple[str, np.dtype, tuple[int, ...]]], target: Target, keep: Sequence[Any],
+) -> Program:  # fmt: skip
+    """Compile the steps' kernels and lay out their arguments.
+
+    A step has ``family`` (a module of ``kernels``), ``tile``, ``arguments`` (integers and references into buffers), ``items``,
+    or ``python`` and its operands.
+    """
+    native = [step for step in steps if step.python is None]
+    emitters = [_emitter(step.family, step.tile, target) for step in native]
+    addresses = iter(compile_many(emitters, target))
+    table = np.zeros((len(steps), STEP_COLUMNS), np.int64)
+    slots: dict[str, list[tuple[int, int, int]]] = {"arena": [], "input": [], "output": []}
+    flat: list[int] = []
+    starts: list[int] = []
+    segments: list[Segment] = []
+    infos: list[StepInfo] = []
+    for number, step in enumerate(steps):
+        starts.append(len(flat))
+        layer = step.layer
+        nbytes = sum(high - low for _, low, high, _, _ in step.touches)
+        infos.append(
+            StepInfo(layer.name if layer else "", layer.op if layer else "", step.name, step.why, step.macs, nbytes)
+        )
+        if step.python is not None:
+            operands = []
+            for ref, (shape, dtype) in zip(step.arguments.values(), step.tile, strict=True):
+                buffer = ref.buffer
+                operands.append((buffer.kind, buffer.index, buffer.place + ref.nbytes, shape, dtype, buffer.array))
+            segments.append(Segment(number, 1, step.python, tuple(operands)))
+            continue
+        for name in _arguments(step).names:
+            value = step.arguments[name]
+            if isinstance(value, int | np.integer):
+                flat.append(int(value))
+                continue
+            buffer = value.buffer
+            if buffer.kind == "static":
+                flat.append(buffer.array.ctypes.data + value.nbytes)
+            else:
+                slots[buffer.kind].append((len(flat), buffer.index, buffer.place + value.nbytes))
+                flat.append(0)
+        table[number] = (next(addresses), starts[number], step.items, int(barriers[number]))
+        if segments and segments[-1].python is None:
+            segments[-1].count += 1
+        else:
+            segments.append(Segment(number, 1))
+    arguments = np.array(flat, np.int64)
+    table[:, 1] = arguments.ctypes.data + 8 * np.array(starts, np.int64)
+    return Program(table, arguments, slots, arena_bytes, liveness_bound, outputs, segments, infos, (arguments, keep))
+
+
+def _arguments(step: Any) -> Any:
+    own = getattr(step.tile, "arguments", None)
+    return own if own is not None else step.family.ARGUMENTS
+
+
+def _emitter(family: Any, tile: Any, target: Target) -> tuple[str, Callable[[], Any]]:
+    return tile.key, lambda: family.emit(tile, target)
