@@ -1,8 +1,8 @@
 """Softmax and log-softmax over the middle axis of a planar ``[outer][n][inner]`` float32 array.
 
-Three passes: the largest value, the sum of the exponentials of the differences from it, the division. Where ``inner`` is
-1 the vectors run along ``n``, otherwise along ``inner``. A NaN, or an infinite largest value, makes the whole line NaN,
-as ``exp(x - max) / sum`` has it.
+Three passes: the largest value, the sum of the exponentials of the differences from it, the division. The vectors run
+along ``n`` where ``inner`` is 1, otherwise along ``inner``. A NaN, or an infinite largest value, makes its whole line
+NaN, as ``exp(x - max) / sum`` has it.
 """
 
 from __future__ import annotations
