@@ -76,7 +76,7 @@ class Blocked:
 
     @property
     def _inner(self) -> NDArray[np.float32]:
-        h, w = self.buffer.shape[2:4]
+        _, _, h, w, _ = self.buffer.shape
         return self.buffer[:, :, self.halo : h - self.halo, self.halo : w - self.halo]
 
     def array(self) -> NDArray[np.float32]:
@@ -87,7 +87,7 @@ class Blocked:
     def halo_untouched(self) -> bool:
         """Whether the halo still holds the NaN that it was made with."""
         outside = np.ones(self.buffer.shape[2:4], bool)
-        h, w = outside.shape
+        _, _, h, w, _ = self.buffer.shape
         outside[self.halo : h - self.halo, self.halo : w - self.halo] = False
         return bool(np.isnan(self.buffer[:, :, outside]).all())
 

@@ -280,7 +280,7 @@ def emit_flat(config: Flat, target: Target) -> ir.Module:
         vectors(start, unrolled, UNROLL)
         vectors(unrolled, whole, 1)
         if target.has_masks:
-            with k.when(whole < stop):
+            with k.loop(whole, stop, k.v):  # at most once
                 mask = k.mask(0, stop - whole)
                 k.store(step(whole, 1, lambda x, at: k.load(x, at, mask))[0], a.y, whole, mask)
         else:

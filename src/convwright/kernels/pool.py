@@ -67,6 +67,10 @@ class GlobalPool:
     def key(self) -> str:
         return f"global-pool-{self!r}"
 
+    @property
+    def arguments(self) -> Arguments:
+        return GLOBAL_ARGUMENTS
+
     def name(self, target: Target) -> str:
         return f"f32-global_{_family(self.maximum)}-{WIDEST_TILE}x1-{target.name}"
 
@@ -89,8 +93,10 @@ def tile_cols(tile: Pool, target: Target) -> int:
     return next((width for width in widths if len(_columns(tile, width)) <= room), 1)
 
 
-def emit(tile: Pool, target: Target) -> ir.Module:
+def emit(tile: Pool | GlobalPool, target: Target) -> ir.Module:
     """The kernel's module."""
+    if isinstance(tile, GlobalPool):
+        return emit_global(tile, target)
     k = Kernel(target)
     _Windows(k, tile, ARGUMENTS.read(k)).emit()
     return k.finish()
@@ -139,9 +145,17 @@ def _greater(k: Kernel, a: ir.Value, b: ir.Value) -> ir.Value:
     return k.select(k.b.fcmp_unordered("uno", b, b), b, k.max(a, b))
 
 
-def _ceil_divide(k: Kernel, a: Integer, b: Integer) -> Integer:
+def _ceil_divide(k: Kernel, a: Int, b: Integer) -> Integer:
     """Quotient rounded up; 0 where ``a`` is negative."""
-    return (k.maximum(a, 0) + (b - 1)) // b
+    return (_larger(k, a, 0) + (b - 1)) // b
+
+
+def _larger(k: Kernel, a: Integer, b: Integer) -> Int:
+    return Int(k, k.int_value(k.maximum(a, b)))
+
+
+def _smaller(k: Kernel, a: Integer, b: Integer) -> Int:
+    return Int(k, k.int_value(k.minimum(a, b)))
 
 
 class _Windows:
@@ -166,7 +180,7 @@ class _Windows:
             y = k.advance(a.y, image * a.y_image + block * a.y_block)
             # Output columns begin <= column < end have windows wholly inside the input.
             span = (self.taps - 1) * self.dilation + 1
-            begin = k.minimum(_ceil_divide(k, a.pad_left, self.stride), a.out_cols)
+            begin = _smaller(k, _ceil_divide(k, a.pad_left, self.stride), a.out_cols)
             inside = _ceil_divide(k, a.in_cols + a.pad_left - span + 1, self.stride)
             end = k.maximum(begin, k.minimum(inside, a.out_cols))
             first = chunk * a.chunk_rows
@@ -187,10 +201,10 @@ class _Windows:
         """Of the taps of a window that begins at ``start``: the first position inside, how many are, how many count."""
         k = self.k
         skipped = _ceil_divide(k, 0 - start, dilation)
-        inside = k.maximum(k.minimum(_ceil_divide(k, size - start, dilation), taps) - skipped, 0)
+        inside = _larger(k, _smaller(k, _ceil_divide(k, size - start, dilation), taps) - skipped, 0)
         counted = inside
         if self.tile.count_padding:
-            counted = k.minimum(_ceil_divide(k, size + padding - start, dilation), taps)
+            counted = _smaller(k, _ceil_divide(k, size + padding - start, dilation), taps)
         return start + skipped * dilation, inside, counted
 
     def divide(self, total: ir.Value, count: Integer) -> ir.Value:
@@ -224,7 +238,7 @@ class _Windows:
 
         def tiles(width: int) -> None:
             with k.loop(begin, end, width) as col:
-                do_tile(k.minimum(col, end - width), width, scale)
+                do_tile(_smaller(k, col, end - width), width, scale)
 
         with k.either(end - begin >= width) as (then, otherwise):
             with then:
