@@ -172,8 +172,8 @@ SPEED = (
 )
 FIRST = (
     "Milliseconds from opening the file to the first answer, Python and the package imported before. Cold: no compiled "
-    f"kernel in the cache; warm: all of them, at most {BOUNDS['warm'] * 1e3:.0f} ms beyond reading the file and packing "
-    "its weights."
+    f"kernel in the cache; warm: all of them, at most {BOUNDS['warm'] * 1e3:.0f} ms beyond reading the file and "
+    "packing its weights."
 )
 MEMORY = (
     "Megabytes. The liveness bound is the most that is alive at one step of the plan; the arena may take "

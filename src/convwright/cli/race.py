@@ -257,7 +257,9 @@ def read_outputs(path: Path) -> list[np.ndarray]:
 
 
 def deviation(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """The largest |found - expected| over the largest |expected|, the worst of the outputs; NaN where shapes differ.
+    """The largest |found - expected| over the largest |expected|, the worst of the outputs.
+
+    NaN where shapes differ or a value is NaN.
 
     >>> deviation([np.array([1.0, 2.0])], [np.array([1.0, 4.0])])
     0.5
@@ -270,7 +272,10 @@ def deviation(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> fl
             return float("nan")
         if truth.size:
             scale = float(np.abs(truth).max()) or 1.0
-            worst = max(worst, float(np.abs(y.reshape(truth.shape) - truth).max()) / scale)
+            share = float(np.abs(y.reshape(truth.shape) - truth).max()) / scale
+            worst = share if np.isnan(share) else max(worst, share)
+            if np.isnan(worst):
+                break
     return worst
 
 

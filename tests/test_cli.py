@@ -1,0 +1,277 @@
+"""The command line: what it prints, what it writes, and its one-line errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+import convwright
+from convwright.cli import main
+from convwright.cli.images import Preparation, read_image
+from convwright.cli.options import parse_shape
+from convwright.cli.run import best_classes
+
+
+def save(path: Path, nodes: list[Any], shape: list[Any], out: list[Any], **constants: np.ndarray) -> str:
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", shape), ("y", out))]
+    weights = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "net", values[:1], values[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return str(path)
+
+
+@pytest.fixture
+def halver(tmp_path: Path) -> str:
+    """Halves every pixel of an RGB image of any size: a depthwise 1x1 convolution."""
+    conv = helper.make_node("Conv", ["x", "w"], ["y"], group=3)
+    return save(tmp_path / "halver.onnx", [conv], ["N", 3, "H", "W"], ["N", 3, "H", "W"], w=np.full((3, 1, 1, 1), 0.5))
+
+
+@pytest.fixture
+def brightest(tmp_path: Path) -> str:
+    """Classifies an 8x8 RGB image by its brightest channel."""
+    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["y"])]
+    return save(tmp_path / "brightest.onnx", nodes, [1, 3, 8, 8], [1, 3])
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> str:
+    pixels = np.zeros((6, 10, 3), np.uint8)
+    pixels[..., 1] = 200
+    pixels[0, 0] = (100, 40, 60)
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def fails(result: Result, *parts: str) -> None:
+    """One line on standard error with these parts in it, nothing on standard output, exit code 2."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1, result.stderr
+    for part in ("convwright: ", *parts):
+        assert part in result.stderr
+
+
+def test_version() -> None:
+    assert invoke("--version").output == f"convwright {convwright.__version__}\n"
+
+
+def test_help_names_the_verbs() -> None:
+    output = invoke("--help").output
+    assert all(verb in output for verb in ("run", "bench", "explain"))
+
+
+class TestRun:
+    def test_classes_best_first(self, brightest: str, photo: str, tmp_path: Path) -> None:
+        labels = tmp_path / "labels.txt"
+        labels.write_text("red\ngreen\nblue\n")
+        result = invoke("run", brightest, photo, "--labels", str(labels), "--top", "2")
+        assert result.exit_code == 0, result.output
+        lines = result.stdout.splitlines()
+        assert lines[0] == photo
+        assert lines[1].endswith("green")
+        assert len(lines) == 3
+
+    def test_json(self, brightest: str, photo: str) -> None:
+        (report,) = json.loads(invoke("run", brightest, photo, "--json").stdout)
+        (output,) = report["outputs"]
+        assert output["shape"] == [1, 3]
+        assert output["classes"][0]["class"] == 1
+        assert output["classes"][0]["score"] == pytest.approx(200 / 255, abs=0.02)
+
+    def test_image_out(self, halver: str, photo: str, tmp_path: Path) -> None:
+        target = tmp_path / "half.png"
+        result = invoke("run", halver, photo, "--output", str(target))
+        assert result.exit_code == 0, result.output
+        half = np.asarray(Image.open(target))
+        assert half.shape == (6, 10, 3)
+        assert half[0, 0].tolist() == [50, 20, 30]
+        assert [path.name for path in tmp_path.glob(".*")] == []
+
+    def test_images_into_a_folder(self, halver: str, photo: str, tmp_path: Path) -> None:
+        other = tmp_path / "other.jpg"
+        Image.open(photo).save(other)
+        result = invoke("run", halver, photo, str(other), "--output", str(tmp_path / "out") + "/")
+        assert result.exit_code == 0, result.output
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["other.png", "photo.png"]
+
+    def test_arrays_in_and_out(self, halver: str, tmp_path: Path) -> None:
+        x = np.random.default_rng(0).standard_normal((1, 3, 4, 5)).astype(np.float32)
+        np.save(tmp_path / "x.npy", x)
+        result = invoke("run", halver, str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy"))
+        assert result.exit_code == 0, result.output
+        np.testing.assert_allclose(np.load(tmp_path / "y.npy"), x / 2, rtol=1e-6)
+
+    def test_no_progress_in_a_pipe(self, brightest: str, photo: str) -> None:
+        assert invoke("run", brightest, photo).stderr == ""
+
+    def test_not_an_image(self, brightest: str, tmp_path: Path) -> None:
+        path = tmp_path / "notes.png"
+        path.write_text("not a picture")
+        fails(invoke("run", brightest, str(path)), "notes.png", "not an image")
+
+    def test_cut_image(self, brightest: str, photo: str, tmp_path: Path) -> None:
+        path = tmp_path / "cut.png"
+        path.write_bytes(Path(photo).read_bytes()[:60])
+        fails(invoke("run", brightest, str(path)), "cut.png", "damaged image")
+
+    def test_decompression_bomb(self, brightest: str, photo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+        fails(invoke("run", brightest, photo), "photo.png", "60 pixels")
+
+    def test_no_such_image(self, brightest: str, tmp_path: Path) -> None:
+        fails(invoke("run", brightest, str(tmp_path / "none.png")), "none.png", "does not exist")
+
+    def test_not_a_model(self, photo: str) -> None:
+        fails(invoke("run", photo, photo), "photo.png")
+
+    def test_not_an_array(self, brightest: str, tmp_path: Path) -> None:
+        path = tmp_path / "x.npy"
+        path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': broken")
+        fails(invoke("run", brightest, str(path)), "x.npy", "not a .npy array")
+
+    def test_array_of_objects_is_not_unpickled(self, brightest: str, tmp_path: Path) -> None:
+        np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
+        fails(invoke("run", brightest, str(tmp_path / "x.npy")), "x.npy", "not a .npy array")
+
+    def test_wrong_shape(self, brightest: str, tmp_path: Path) -> None:
+        np.save(tmp_path / "x.npy", np.zeros((1, 5, 8, 8), np.float32))
+        fails(invoke("run", brightest, str(tmp_path / "x.npy")), "x.npy", "5")
+
+    @pytest.mark.parametrize(
+        ("options", "part"),
+        [
+            (["--mean", "a,b"], "--mean a,b"),
+            (["--mean", "1,2"], "2 values for an image of 3 channels"),
+            (["--std", "0"], "zero"),
+            (["--top", "0"], "0"),
+            (["--threads", "-1"], "-1"),
+            (["--output", "y.xyz"], "y.xyz"),
+            (["--output", "nowhere/y.png"], "no folder nowhere"),
+            (["--nonsense"], "--nonsense"),
+        ],
+    )
+    def test_bad_options(self, brightest: str, photo: str, options: list[str], part: str) -> None:
+        fails(invoke("run", brightest, photo, *options), part)
+
+    def test_two_images_one_file(self, halver: str, photo: str, tmp_path: Path) -> None:
+        target = tmp_path / "one.png"
+        fails(invoke("run", halver, photo, photo, "-o", str(target)), "one.png", "2 images need a folder")
+        assert not target.exists()
+
+    def test_no_image_shaped_output(self, brightest: str, photo: str, tmp_path: Path) -> None:
+        target = tmp_path / "y.png"
+        fails(invoke("run", brightest, photo, "-o", str(target)), "no output is shaped like an image", "(1, 3)")
+        assert not target.exists()
+
+
+class TestImages:
+    def test_resized_where_fixed(self, photo: str) -> None:
+        assert read_image(photo, 3, (4, 7)).shape == (4, 7, 3)
+        assert read_image(photo, 3, (None, None)).shape == (6, 10, 3)
+
+    def test_luminance(self, photo: str) -> None:
+        assert read_image(photo, 1, (None, None)).shape == (6, 10, 1)
+
+    def test_turned_as_exif_says(self, photo: str, tmp_path: Path) -> None:
+        picture = Image.open(photo)
+        exif = picture.getexif()
+        exif[0x0112] = 6  # turned a quarter clockwise
+        picture.save(tmp_path / "turned.png", exif=exif)
+        pixels = read_image(str(tmp_path / "turned.png"), 3, (None, None))
+        assert pixels.shape == (10, 6, 3)
+        assert pixels[0, -1].tolist() == [100, 40, 60]
+
+    @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+    def test_every_mode_becomes_rgb(self, mode: str, tmp_path: Path) -> None:
+        picture = Image.fromarray(np.full((4, 4), 51400, np.uint16)) if mode == "I;16" else None
+        picture = picture or Image.new("L", (4, 4), 200).convert("RGB").convert(mode)
+        path = tmp_path / ("x.tif" if mode in ("CMYK", "I;16") else "x.png")
+        picture.save(path)
+        pixels = read_image(str(path), 3, (None, None))
+        assert pixels.shape == (4, 4, 3)
+        assert mode == "1" or np.abs(pixels.astype(int) - 200).max() <= 4  # a palette is coarse
+
+    def test_preparation_is_undone(self) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 3)).astype(np.uint8)
+        preparation = Preparation(1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        values = preparation.apply(pixels)
+        assert values.shape == (3, 5, 6)
+        assert values.dtype == np.float32
+        assert (preparation.undo(values) == pixels).all()
+
+    def test_undone_values_stay_in_range(self) -> None:
+        values = np.array([[[-3.0, 7.0, np.nan, np.inf, -np.inf]]], np.float32)
+        assert Preparation().undo(values)[0, :, 0].tolist() == [0, 255, 0, 255, 0]
+
+
+def test_best_classes_of_probabilities_are_left_alone() -> None:
+    first, second = best_classes(np.array([0.2, 0.7, 0.1]), ["a", "b"], 2)
+    assert (first["label"], first["probability"]) == ("b", pytest.approx(0.7))
+    assert second["label"] == "a"
+
+
+@pytest.mark.parametrize("text", ["1x-3", "axb", "", "1,3"])
+def test_bad_shapes(text: str) -> None:
+    with pytest.raises(Exception, match=r"shape|negative"):
+        parse_shape(text)
+
+
+class TestExplain:
+    def test_table_and_json(self, halver: str) -> None:
+        result = invoke("explain", halver, "--shape", "1x3x16x16")
+        assert result.exit_code == 0, result.output
+        assert result.stdout.strip()
+        assert json.loads(invoke("explain", halver, "--shape", "1x3x16x16", "--json").stdout)
+
+    def test_free_sizes_need_a_shape(self, halver: str) -> None:
+        fails(invoke("explain", halver), "'x'", "--shape")
+
+    def test_wrong_rank(self, halver: str) -> None:
+        fails(invoke("explain", halver, "--shape", "3x16x16"), "(3, 16, 16)", "4 axes")
+
+
+class TestBench:
+    def test_table(self, halver: str) -> None:
+        arguments = ["bench", halver, "--shape", "1x3x16x16", "--against", "onnxruntime", "--seconds", "0"]
+        done = subprocess.run(
+            [sys.executable, "-m", "convwright", *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "onnxruntime" in done.stdout
+        assert "ratio" in done.stdout
+        assert done.stderr == ""
+
+    def test_json(self, halver: str) -> None:
+        arguments = ["--shape", "1x3x16x16", "--batch", "2", "--against", "onnxruntime", "--seconds", "0", "--json"]
+        result = invoke("bench", halver, *arguments)
+        assert result.exit_code == 0, result.output
+        report = json.loads(result.stdout)
+        assert report["inputs"] == {"x": [2, 3, 16, 16]}
+        own, peer = report["rows"]
+        assert (own["peer"], peer["peer"]) == ("convwright", "onnxruntime")
+        assert own["ratio"] == 1
+        for row in own, peer:
+            assert row["median_s"] > 0
+            assert row["first_s"] > 0
+            assert row["error"] < 1e-5
+            assert row["reason"] is None
+
+    def test_unknown_peer(self, halver: str) -> None:
+        fails(invoke("bench", halver, "--against", "fastest"), "fastest", "onnxruntime")
+
+    def test_not_a_model(self, photo: str) -> None:
+        fails(invoke("bench", photo), "photo.png")

@@ -1,0 +1,136 @@
+"""Racing runtimes: what is measured, and what happens to one that cannot take part."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from convwright.cli.peers import PEERS, Peer
+from convwright.cli.race import Lost, deviation, race, run_once
+from convwright.cli.worker import memory, settle
+from convwright.torch.evaluate import Evaluator
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> str:
+    """A small network of the operators that matter; its file fixes the shape 1 x 3 x 12 x 12."""
+    rng = np.random.default_rng(1)
+    constants = {
+        "w1": rng.standard_normal((8, 3, 3, 3)),
+        "b1": rng.standard_normal(8),
+        "scale": rng.uniform(0.5, 1.5, 8),
+        "shift": rng.standard_normal(8),
+        "mean": rng.standard_normal(8),
+        "variance": rng.uniform(0.5, 1.5, 8),
+        "w2": rng.standard_normal((8, 1, 3, 3)),
+        "fc": rng.standard_normal((5, 8)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["a"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["a", "scale", "shift", "mean", "variance"], ["b"]),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Conv", ["c", "w2"], ["d"], group=8, auto_pad="SAME_UPPER"),
+        helper.make_node("Add", ["c", "d"], ["e"]),
+        helper.make_node("MaxPool", ["e"], ["f"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("AveragePool", ["f"], ["g"], kernel_shape=[2, 2], pads=[0, 0, 1, 1]),
+        helper.make_node("Softsign", ["g"], ["h"]),
+        helper.make_node("GlobalAveragePool", ["h"], ["i"]),
+        helper.make_node("Flatten", ["i"], ["j"]),
+        helper.make_node("Gemm", ["j", "fc"], ["y"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 12, 12])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 5])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()],
+    )
+    path = tmp_path / "network.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return str(path)
+
+
+def values(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def test_evaluator_agrees_with_the_reference(network: str) -> None:
+    x = values(1, 3, 12, 12)
+    y = Evaluator(network)({"x": x})["y"]
+    assert y.dtype == np.float64
+    (expected,) = ReferenceEvaluator(onnx.load(network)).run(None, {"x": x})
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluator_in_float32(network: str) -> None:
+    x = values(1, 3, 12, 12)
+    y = Evaluator(network, dtype=torch.float32, channels_last=True)({"x": x})["y"]
+    assert y.dtype == np.float32
+    assert deviation([y], [Evaluator(network)({"x": x})["y"]]) < 1e-5
+
+
+def test_runtimes_take_turns(network: str) -> None:
+    told: list[str] = []
+    peers = ["onnxruntime", "torch"]
+    rows = race(
+        network, {"x": values(1, 3, 12, 12)}, peers, threads=1, seconds=0, report=lambda what, _: told.append(what)
+    )
+    assert [row.peer for row in rows] == peers
+    for row in rows:
+        assert row.reason is None
+        assert len(row.turns) == 3
+        assert row.median_s is not None
+        assert 0 < row.median_s < 1
+        assert row.first_s is not None
+        assert row.error is not None
+        assert row.error < 1e-5
+        assert row.peak is not None
+        assert row.beyond is not None
+        assert 0 < row.beyond < row.peak
+        assert row.ratio is None  # convwright was not in the race
+    turns = [what for what in told if what.startswith("timing")]
+    assert turns == [
+        f"timing {name}" for name in ("onnxruntime", "torch", "torch", "onnxruntime", "onnxruntime", "torch")
+    ]
+
+
+def test_another_shape_than_the_file_fixes(network: str) -> None:
+    x = {"x": values(3, 3, 15, 13)}
+    _, truth = run_once("float64", network, x, threads=1)
+    _, found = run_once("onnxruntime", network, x, threads=1)
+    assert truth[0].shape == (3, 5)
+    assert deviation(found, truth) < 1e-5
+
+
+def test_a_runtime_that_fails_has_its_reason(tmp_path: Path) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"not a model")
+    (row,) = race(str(path), {"x": values(1, 3)}, ["onnxruntime"], threads=1, seconds=0)
+    assert row.median_s is None
+    assert row.reason
+    assert "\n" not in row.reason
+    with pytest.raises(Lost):
+        race(str(path), {"x": values(1, 3)}, ["onnxruntime"], threads=1, seconds=0, required=["onnxruntime"])
+
+
+def test_a_runtime_that_is_not_installed() -> None:
+    assert Peer(("convwright_no_such_module",), "none", PEERS["torch"].open).why_not() == (
+        "not installed: convwright_no_such_module"
+    )
+
+
+def test_deviation_of_differing_outputs() -> None:
+    one = [np.ones((1, 3))]
+    assert np.isnan(deviation(one, [np.ones((1, 4))]))
+    assert np.isnan(deviation(one, []))
+    assert deviation([np.ones((3, 1, 1))], one) == 0
+    assert np.isnan(deviation([np.array([[np.nan, 1, 1]])], one))
+
+
+def test_an_idle_process_has_settled() -> None:
+    assert settle(limit=5.0) < 0.1
+    assert 0 < memory("VmRSS") <= memory("VmHWM")
