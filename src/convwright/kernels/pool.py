@@ -29,7 +29,8 @@ ARGUMENTS = Arguments(
 
 GLOBAL_ARGUMENTS = Arguments("x y", "blocks rows cols x_image x_block x_row y_image y_block")
 
-RESERVED_REGISTERS = 4  # of a tile: what is being loaded, and constants
+RESERVED_REGISTERS = 4  # what is being loaded, and constants
+WATCH_REGISTERS = 3  # what watches for NaN, where there are no mask registers
 WIDEST_TILE = 8
 LONGEST_RUN = 128  # pixels summed one by one into a partial sum of a global mean
 
@@ -90,6 +91,8 @@ def tile_cols(tile: Pool, target: Target) -> int:
         return 4
     widths = range(WIDEST_TILE, 1, -1)
     room = target.registers - RESERVED_REGISTERS
+    if tile.maximum and not target.has_masks:
+        room -= WATCH_REGISTERS
     return next((width for width in widths if len(_columns(tile, width)) <= room), 1)
 
 
@@ -119,14 +122,15 @@ class _Watch:
         self.k = k
         kind = k.mask_type if k.target.has_masks else k.int_vector_type
         self.ordered = [k.variable(ir.Constant(kind, [-1] * k.v)) for _ in range(2)]
+        self.turn = 0
 
     def look(self, vectors: list[ir.Value]) -> None:
-        k = self.k
+        k, self.turn = self.k, 1 - self.turn
         for place in range(0, len(vectors), 2):
             ordered = k.b.fcmp_ordered("ord", vectors[place], vectors[min(place + 1, len(vectors) - 1)])
             if not k.target.has_masks:
                 ordered = k.b.sext(ordered, k.int_vector_type)
-            chain = self.ordered[place // 2 % 2]
+            chain = self.ordered[(self.turn + place // 2) % 2]
             chain.set(k.b.and_(chain.get(), ordered))
 
     def seen(self) -> ir.Value:
@@ -257,17 +261,24 @@ class _Windows:
         source = k.advance(self.x, self.top * self.a.x_row + (col * tile.stride_wide - self.a.pad_left) * k.v)
         watch = _Watch(k) if tile.maximum else None
 
-        def load(row: ir.Value) -> list[ir.Value]:
-            vectors = [k.load(row, column * k.v) for column in columns]
-            if watch:
-                watch.look(vectors)
-            return vectors
+        sums: dict[int, Variable] = {}
+
+        def add_row(row: ir.Value, first: bool) -> None:
+            # Two columns at a time, as the watch has them: all at once would be more vectors than registers.
+            for pair in (columns[place : place + 2] for place in range(0, len(columns), 2)):
+                vectors = [k.load(row, column * k.v) for column in pair]
+                if watch:
+                    watch.look(vectors)
+                for column, vector in zip(pair, vectors, strict=True):
+                    if first:
+                        sums[column] = k.variable(vector)
+                    else:
+                        sums[column].set(combine(k, sums[column].get(), vector))
 
         combine = Kernel.max if tile.maximum else Kernel.add
-        sums = {column: k.variable(vector) for column, vector in zip(columns, load(source), strict=True)}
+        add_row(source, True)
         with k.loop(1, self.rows) as tap_row:
-            for variable, vector in zip(sums.values(), load(k.advance(source, tap_row * self.row_step)), strict=True):
-                variable.set(combine(k, variable.get(), vector))
+            add_row(k.advance(source, tap_row * self.row_step), False)
         down = {column: variable.get() for column, variable in sums.items()}
         for pixel in range(width):
             result = down[pixel * tile.stride_wide]
