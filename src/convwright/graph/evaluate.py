@@ -114,7 +114,7 @@ def _constant_of_shape(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 def _range(node: Node, inputs: Sequence[Array]) -> list[Array]:
     start, limit, delta = (array.item() for array in inputs)
-    return [np.arange(start, limit, delta, inputs[0].dtype)]
+    return [np.asarray(np.arange(start, limit, delta)).astype(inputs[0].dtype)]
 
 
 def _expand(node: Node, inputs: Sequence[Array]) -> list[Array]:

@@ -1,7 +1,7 @@
 """What is known of the shapes in a graph whose input shapes may be open.
 
-Open dimensions are tried at two sizes each; a claim about shapes is believed where it holds for both. Where all inputs have
-fixed shapes there is one trial, and claims are certain.
+Open dimensions are tried at two sizes each; a claim about shapes is believed where it holds for both. Where all inputs
+have fixed shapes there is one trial, and claims are certain.
 """
 
 from __future__ import annotations

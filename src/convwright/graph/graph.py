@@ -19,6 +19,11 @@ INTERNAL = "convwright"
 """Domain of the operators that `rewrites.simplify` introduces and ONNX does not have."""
 
 
+def names(text: str) -> list[str]:
+    """A list of names, written as one string for tables of operators."""
+    return text.split()
+
+
 @dataclass(slots=True)
 class ValueInfo:
     """Data type and shape of a value; a dimension is a size, a symbol's name, or None where nothing is known."""

@@ -12,8 +12,9 @@ import numpy as np
 
 from ..errors import ConvwrightError
 from . import wire
+from .branches import settle_branches
 from .graph import Dimension, Graph, Node, ValueInfo, sort_nodes
-from .opset import NEWEST_COMMON, OLDEST, normalise
+from .opset import OLDEST, normalise
 from .tensors import Tensor, element_type, tensor_from_bytes, tensor_from_file
 
 _DEEPEST_SUBGRAPH = 16
@@ -63,6 +64,7 @@ class _Reader:
         self.file = file
         self.folder = folder
         self.depth = 0
+        self.opset = 0
 
     def model(self, size: int) -> Graph:
         opsets: dict[str, int] = {}
@@ -85,10 +87,10 @@ class _Reader:
         opset = opsets.pop("", 0)
         if opset < OLDEST:
             raise ConvwrightError(f"the model uses opset {opset or 1}; {OLDEST} is the oldest that is understood")
+        self.opset = opset
         graph = self._graph(graph_at)
-        graph.opset = opset
         graph.domains = opsets
-        return normalise(graph)
+        return settle_branches(normalise(graph))
 
     def _inlined(self, size: int) -> Graph:
         """A model with functions of its own, which the onnx package writes out where they are called."""
@@ -247,12 +249,13 @@ class _GraphBuilder:
         return name, single
 
     def graph(self) -> Graph:
+        if self.nested:
+            # Types of a subgraph's inputs and the order of its nodes matter only once it takes the place of its node.
+            return Graph(self.name, {}, self.outputs, self.nodes, self.constants, self.reader.opset)
         inputs = {name: _value_info(kind, name) for name, kind in self.inputs.items() if name not in self.constants}
-        graph = Graph(self.name, inputs, self.outputs, self.nodes, self.constants)
-        if not self.nested:
-            outer = [*inputs, *self.constants]
-            graph.nodes = sort_nodes(self.nodes, outer)
-            graph.validate()
+        graph = Graph(self.name, inputs, self.outputs, self.nodes, self.constants, self.reader.opset)
+        graph.nodes = sort_nodes(self.nodes, [*inputs, *self.constants])
+        graph.validate()
         return graph
 
 
@@ -287,7 +290,7 @@ def _named_type(message: memoryview) -> tuple[str, memoryview]:
 
 
 def _value_info(message: memoryview, name: str) -> ValueInfo:
-    """The ValueInfo of an input from its TypeProto; a missing shape is an error, as nothing could be inferred from it."""
+    """The ValueInfo of an input from its TypeProto; a missing shape is an error, as nothing could follow from it."""
     code, shape = 0, None
     for number, kind, tensor in wire.fields(message):
         if number != 1 or kind != wire.BYTES:

@@ -1,7 +1,7 @@
 """Graph -> ONNX file.
 
-The structure goes through onnx's own classes and checker; the weights follow as protobuf fields written by hand, so that
-they are never copied.
+The structure goes through onnx's own classes and checker; the weights follow as protobuf fields written by hand, so
+that they are never copied.
 """
 
 from __future__ import annotations
@@ -101,9 +101,7 @@ def _skeleton(graph: Graph) -> Any:
     from onnx import helper
 
     facts = Facts(graph)
-    inputs = [
-        helper.make_tensor_value_info(name, CODES[info.dtype], info.shape) for name, info in graph.inputs.items()
-    ]
+    inputs = [helper.make_tensor_value_info(name, CODES[info.dtype], info.shape) for name, info in graph.inputs.items()]
     floats = next((info.dtype for info in graph.inputs.values()), np.dtype(np.float32))
     outputs = [
         helper.make_tensor_value_info(name, CODES[facts.dtype(name) or floats], facts.open_shape(name))
@@ -145,7 +143,7 @@ def _write(file: BinaryIO, data: BinaryIO | None, data_name: str, skeleton: Any,
     file.write(b"\x3a" + _varint(total) + body)
     for head, raw in tensors:
         file.write(head)
-        file.write(memoryview(raw))
+        file.write(raw.data)
 
 
 def _tensor_head(
@@ -166,7 +164,7 @@ def _tensor_head(
         proto.data_location = onnx.TensorProto.EXTERNAL
         for key, value in (("location", data_name), ("offset", data.tell()), ("length", raw.nbytes)):
             proto.external_data.add(key=key, value=str(value))
-        data.write(memoryview(raw))
+        data.write(raw.data)
         whole = proto.SerializeToString()
         return b"\x2a" + _varint(len(whole)) + whole, nothing
     # 9 is TensorProto.raw_data.

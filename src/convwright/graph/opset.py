@@ -1,7 +1,7 @@
 """One normal form for every opset: what older versions of an operator said in attributes, newer ones say in inputs.
 
-Each function turns nodes of one operator, as the model's opset has them, into the form of the newest. The numbers are the
-opset versions of https://onnx.ai/onnx/operators where the form changed.
+Each function turns nodes of one operator, as the model's opset has them, into the form of the newest. The numbers are
+the opset versions of https://onnx.ai/onnx/operators where the form changed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConvwrightError
-from .graph import Graph, Node
+from .graph import INTERNAL, Graph, Node, names
 
-OLDEST = 9
+OLDEST = 7
 NEWEST_COMMON = 20
 """Graphs carry at least this opset; all normal forms are valid in it, and differ from none that came after."""
 
@@ -79,6 +79,8 @@ def _dropout(state: _Normaliser, node: Node) -> None:
 def _batch_normalization(state: _Normaliser, node: Node) -> None:
     if node.get("training_mode"):
         raise ConvwrightError(f"{node} computes statistics at inference (training_mode is 1), which is not supported")
+    if not node.get("spatial", 1):
+        raise ConvwrightError(f"{node} normalises each element on its own (spatial is 0), which is not supported")
     if len(node.inputs) != 5:
         raise ConvwrightError(f"{node} has {len(node.inputs)} inputs, it needs 5")
     node.attributes = {"epsilon": node.get("epsilon", 1e-5)}
@@ -163,13 +165,28 @@ def _resize_10(node: Node) -> None:
     node.attributes = {"mode": mode, "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 
 
+def _dft(state: _Normaliser, node: Node) -> None:
+    if state.opset < 20:
+        state.set_input(node, 2, state.constant(node, "axis", node.attributes.pop("axis", 1)))
+
+
+def _grid_sample(state: _Normaliser, node: Node) -> None:
+    mode = node.get("mode", "linear")
+    node.attributes["mode"] = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
+
+
+def _roi_align(state: _Normaliser, node: Node) -> None:
+    if state.opset < 16:
+        node.attributes.setdefault("coordinate_transformation_mode", "output_half_pixel")
+
+
 def _scatter(state: _Normaliser, node: Node) -> None:
     node.op = "ScatterElements"
 
 
 def _swish(state: _Normaliser, node: Node) -> None:
     if node.get("alpha", 1.0) == 1.0:
-        node.op, node.domain, node.attributes = "Silu", "convwright", {}
+        node.op, node.domain, node.attributes = "Silu", INTERNAL, {}
 
 
 def _known(state: _Normaliser, node: Node, index: int) -> np.ndarray[Any, Any]:
@@ -182,12 +199,15 @@ def _known(state: _Normaliser, node: Node, index: int) -> np.ndarray[Any, Any]:
 _RULES: dict[str, Callable[[_Normaliser, Node], None]] = {
     "BatchNormalization": _batch_normalization,
     "Clip": _clip,
+    "DFT": _dft,
     "Dropout": _dropout,
+    "GridSample": _grid_sample,
     "Hardmax": _flattened_softmax,
     "LogSoftmax": _flattened_softmax,
     "Pad": _pad,
     "ReduceSum": _axes_to_input(13),
     "Resize": _resize,
+    "RoiAlign": _roi_align,
     "Scatter": _scatter,
     "Slice": _slice,
     "Softmax": _flattened_softmax,
@@ -197,8 +217,8 @@ _RULES: dict[str, Callable[[_Normaliser, Node], None]] = {
     "TopK": _top_k,
     "Unsqueeze": _axes_to_input(13),
     "Upsample": _upsample,
-} | dict.fromkeys(
-    ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd")
-    + ("ReduceSumSquare",),
+}
+_RULES |= dict.fromkeys(
+    names("ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSumSquare"),
     _axes_to_input(18),
 )

@@ -43,6 +43,9 @@ _OTHERS = {
     21: "UINT4",
     22: "INT4",
     23: "FLOAT4E2M1",
+    24: "FLOAT8E8M0",
+    25: "UINT2",
+    26: "INT2",
 }
 
 _TYPED = {4: np.float32, 10: np.float64}
@@ -54,14 +57,16 @@ def element_type(code: int, what: str) -> np.dtype[Any]:
     """The NumPy type of TensorProto.DataType `code`; `what` names the tensor in the error."""
     dtype = DTYPES.get(code)
     if dtype is None:
-        raise ConvwrightError(f"{what} has element type {_OTHERS.get(code, 'unknown')} ({code}), which is not supported")
+        raise ConvwrightError(
+            f"{what} has element type {_OTHERS.get(code, 'unknown')} ({code}), which is not supported"
+        )
     return dtype
 
 
 class Tensor:
     """The fields of one TensorProto, and its array once they are all there."""
 
-    __slots__ = ("dims", "code", "name", "external", "located_outside", "raw", "typed", "numbers", "strings", "doc")
+    __slots__ = ("code", "dims", "doc", "external", "located_outside", "name", "numbers", "raw", "strings", "typed")
 
     def __init__(self) -> None:
         self.dims: list[int] = []
@@ -110,7 +115,7 @@ class Tensor:
             raise ConvwrightError(f"{what} has impossible dimensions: {self.dims}")
         if self.located_outside:
             flat = self._outside(dtype, count, folder, what)
-        elif dtype == object:
+        elif dtype.kind == "O":
             flat = np.empty(len(self.strings), object)
             flat[:] = [text.decode("utf-8", "replace") for text in self.strings]
         elif self.raw is not None:
@@ -143,7 +148,7 @@ class Tensor:
         location = self.external.get("location", "")
         if folder is None:
             raise ConvwrightError(f"{what} lies in external file {location!r}, but the model has no folder to look in")
-        if dtype == object:
+        if dtype.kind == "O":
             raise ConvwrightError(f"{what} of strings cannot lie in an external file ({location!r})")
         path = _inside(folder, location, what)
         try:
@@ -208,7 +213,7 @@ def tensor_from_file(file: BinaryIO, position: int, size: int) -> Tensor:
 
 
 def _narrow(whole: np.ndarray[Any, np.dtype[np.uint64]], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    return whole.astype(bool) if dtype == bool else whole.view(np.int64).astype(dtype)
+    return whole.astype(bool) if dtype.kind == "b" else whole.view(np.int64).astype(dtype)
 
 
 def _inside(folder: Path, location: str, what: str) -> Path:

@@ -105,12 +105,12 @@ def read_bytes(file: BinaryIO, position: int, size: int) -> memoryview:
     """Bytes of an open file."""
     target = np.empty(size, np.uint8)
     read_into(file, position, target)
-    return memoryview(target)
+    return target.data
 
 
 def read_into(file: BinaryIO, position: int, target: np.ndarray[Any, Any]) -> None:
     """Fill a contiguous array with the bytes of an open file from `position` on."""
-    view = memoryview(target.reshape(-1).view(np.uint8))
+    view = target.reshape(-1).view(np.uint8).data
     file.seek(position)
     done = 0
     while done < len(view):

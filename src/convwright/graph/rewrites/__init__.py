@@ -1,7 +1,8 @@
 """Rewrites: graph -> equal graph that is easier to run. One file each; `simplify` runs them all.
 
-A rewrite is a function of an `Editor`; it returns whether it changed anything. Where several nodes become one, the last of
-them turns into the new node in place (its inputs stand before it in the order), and dead-code removal clears the others.
+A rewrite is a function of an `Editor`; it returns whether it changed anything. Where several nodes become one, the last
+of them turns into the new node in place (its inputs stand before it in the order), and dead-code removal clears the
+others.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ _ROUNDS = 8
 def simplify(graph: Graph) -> Graph:
     """An equal graph in the form that kernels are written for; the given one is left as it is, arrays are shared.
 
-    Names of inputs and outputs stay. Results agree to rounding: weights that take a scale in are computed in float64 and
-    rounded once.
+    Names of inputs and outputs stay. Results agree to rounding: weights that take a scale in are computed in float64
+    and rounded once.
     """
     editor = Editor(graph.copy())
     remove_dead(editor)

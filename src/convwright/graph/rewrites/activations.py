@@ -23,13 +23,14 @@ def name_activations(editor: Editor) -> bool:
     return changed
 
 
-def _close(value: float | None, target: float) -> bool:
-    """Equal up to the rounding of a float32 or float16 constant."""
-    return value is not None and abs(value - target) <= 1e-3 * abs(target)
-
-
 def _equal(value: float | None, target: float) -> bool:
-    return value is not None and abs(value - target) <= 1e-6 * max(abs(target), 1e-6)
+    """Equal up to the rounding of a constant to float32, and to the digits that exporters write."""
+    return value is not None and abs(value - target) <= 1e-6 * abs(target)
+
+
+def _is_sixth(node: Node) -> bool:
+    """Whether a HardSigmoid is min(max(x + 3, 0), 6) / 6."""
+    return _equal(node.get("alpha", 0.2), 1 / 6) and _equal(node.get("beta", 0.5), 0.5)
 
 
 def _orders(node: Node) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -95,11 +96,9 @@ def _gated(editor: Editor, node: Node) -> bool:
         if maker.op == "Sigmoid" and maker.inputs[0] == source:
             editor.change(node, op="Silu", domain=INTERNAL, inputs=[source])
             return True
-        if maker.op == "HardSigmoid" and maker.inputs[0] == source:
-            # alpha = 1/6 is rounded to a float32 in the file.
-            if _equal(maker.get("alpha", 0.2), 1 / 6) and _equal(maker.get("beta", 0.5), 0.5):
-                editor.change(node, op="HardSwish", inputs=[source])
-                return True
+        if maker.op == "HardSigmoid" and maker.inputs[0] == source and _is_sixth(maker):
+            editor.change(node, op="HardSwish", inputs=[source])
+            return True
         if maker.op == "Tanh":
             soft = editor.producer(maker.inputs[0], "Softplus")
             if soft is not None and soft.inputs[0] == source:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ..graph import Node
 from .editor import Editor
 
 
 def constant_clips(editor: Editor) -> bool:
-    """Clip(x, min, max) -> Clip(x) with attributes; Clip to [0, inf) -> Relu; Max(x, 0) -> Relu; Min(Relu, 6) -> Clip."""
+    """Clip(x, min, max) -> Clip(x) with attributes; Clip to [0, inf) and Max(x, 0) -> Relu; Min(Relu, 6) -> Clip."""
     changed = False
     for node in editor.graph.nodes:
         if node.domain or node.op not in ("Clip", "Max", "Min"):
@@ -25,14 +26,13 @@ def constant_clips(editor: Editor) -> bool:
                 if kind is not None and kind.kind != "f":
                     continue
                 changed = True
-                _set(editor, node, limits)
+                _set(editor, node, node.inputs[0], limits)
         elif node.op in ("Max", "Min") and len(node.inputs) == 2:
             changed |= _limit(editor, node)
     return changed
 
 
-def _set(editor, node, limits):  # type: ignore[no-untyped-def]
-    source = node.inputs[0]
+def _set(editor: Editor, node: Node, source: str, limits: dict[str, float]) -> None:
     if limits == {"min": 0.0}:
         editor.change(node, op="Relu", inputs=[source])
         return
@@ -43,15 +43,14 @@ def _set(editor, node, limits):  # type: ignore[no-untyped-def]
     editor.change(node, op="Clip", inputs=[source], attributes=limits)
 
 
-def _limit(editor, node):  # type: ignore[no-untyped-def]
+def _limit(editor: Editor, node: Node) -> bool:
     """Max or Min with a constant scalar of no more axes than the other operand has."""
-    for index in (0, 1):
-        value = editor.scalar(node.inputs[index])
-        source = node.inputs[1 - index]
-        rank, array = editor.rank(source), editor.constant(node.inputs[index])
-        if value is None or rank is None or array.ndim > rank or editor.facts.dtype(source).kind != "f":
+    for source, limit in (node.inputs, node.inputs[::-1]):
+        value, array = editor.scalar(limit), editor.constant(limit)
+        rank, kind = editor.rank(source), editor.facts.dtype(source)
+        if value is None or array is None or rank is None or kind is None:
             continue
-        node.inputs = [source, node.inputs[index]] if index == 0 else node.inputs
-        _set(editor, node, {"min" if node.op == "Max" else "max": value})
-        return True
+        if array.ndim <= rank and kind.kind == "f":
+            _set(editor, node, source, {"min" if node.op == "Max" else "max": value})
+            return True
     return False

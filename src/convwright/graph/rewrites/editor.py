@@ -65,7 +65,7 @@ class Editor:
         return float(array.reshape(()))
 
     def shapes(self, name: str) -> tuple[Shape, ...] | None:
-        """The value's shape for each of several shapes of the inputs (one, where the inputs' are fixed); None: unknown."""
+        """The value's shape for each trial of the inputs' shapes (one, where those are fixed); None where unknown."""
         return self.facts.shapes(name)
 
     def rank(self, name: str) -> int | None:

@@ -9,11 +9,11 @@ from ..evaluate import EVALUATORS, evaluate
 from .editor import Editor
 
 _LARGEST_GROWTH = 1 << 16
-"""A folded result may have this many elements, or as many as its inputs have: Expand, Tile and such are left to run time."""
+"""A folded result may have this many elements, or as many as its inputs have: large Expands are left to run time."""
 
 
 def fold_constants(editor: Editor) -> bool:
-    """Nodes whose inputs are all constants become constants; so does shape arithmetic where the inputs' shapes are fixed."""
+    """Nodes that read constants alone become constants; so does shape arithmetic if the inputs' shapes are fixed."""
     graph, constants = editor.graph, editor.graph.constants
     kept = []
     for node in graph.nodes:

@@ -11,8 +11,10 @@ _NORMAL = {"transB": 1}
 
 
 def normalise_products(editor: Editor) -> bool:
-    """MatMul of a matrix by a constant, and every Gemm by a constant, become the one form; a bias that follows is folded
-    with the other affine operators."""
+    """MatMul of a matrix by a constant, and every Gemm by a constant, become the one form.
+
+    A bias that follows is folded with the other affine operators.
+    """
     changed = False
     for node in list(editor.graph.nodes):
         if node.domain:
@@ -60,10 +62,12 @@ def _gemm(editor: Editor, node: Node) -> bool:
     result, shapes = node.outputs[0], editor.shapes(node.outputs[0])
     addend = ""
     if node.input(2) and beta != 0.0:
-        if bias is not None and (bias.size in (1, columns)) and bias.shape[:-1] in ((), (1,)):
-            row = np.broadcast_to(bias.reshape(-1), (columns,)).astype(np.float64) * beta
-            same = beta == 1.0 and bias.shape == (columns,)
-            inputs.append(node.inputs[2] if same else editor.add_constant(f"{result}_bias", row.astype(bias.dtype)))
+        if bias is not None and bias.size in (1, columns) and bias.shape[:-1] in ((), (1,)):
+            if beta == 1.0 and bias.shape == (columns,):
+                inputs.append(node.inputs[2])
+            else:
+                row = (np.broadcast_to(bias.reshape(-1), (columns,)).astype(np.float64) * beta).astype(bias.dtype)
+                inputs.append(editor.add_constant(f"{result}_bias", row))
         elif beta == 1.0:
             addend = node.inputs[2]
         elif bias is not None:

@@ -9,7 +9,7 @@ from .editor import Editor
 
 
 def name_flattens(editor: Editor) -> bool:
-    """Reshape or Squeeze from [N, ...] to [N, rest] -> Flatten(axis=1); Flatten -> Softmax -> Reshape -> Softmax(axis)."""
+    """Reshape or Squeeze from [N, ...] to [N, rest] -> Flatten; Flatten -> Softmax -> Reshape -> Softmax(axis)."""
     changed = False
     for node in editor.graph.nodes:
         if node.domain:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConvwrightError
-from ..graph import Node, ValueInfo
+from ..graph import Node, ValueInfo, names
 from ..tensors import element_type
 from .scope import Rule, Scope, broadcast
 
@@ -88,19 +88,22 @@ def _softmax(scope: Scope, node: Node) -> list[ValueInfo]:
     return [info]
 
 
-RULES: dict[str, Rule] = (
-    dict.fromkeys(
-        "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Clip Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
-        "HardSwish Hardmax Identity LRN LeakyRelu Log LpNormalization MeanVarianceNormalization Mish Neg Not Reciprocal "
-        "Relu Round Selu Shrink Sigmoid Sign Silu Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu "
-        "CumSum GroupNormalization Trilu ScatterElements ScatterND RMSNormalization".split(),
+RULES: dict[str, Rule] = {"Where": _where, "PRelu": _prelu, "Cast": _cast, "CastLike": _cast_like, "Dropout": _dropout}
+for _rule, _operators in (
+    (
         _same,
-    )
-    | dict.fromkeys("Add Sub Mul Div Min Max Sum Mean Mod And Or Xor BitwiseAnd BitwiseOr BitwiseXor".split(), _together)
-    | dict.fromkeys("Pow BitShift".split(), _base_type)
-    | dict.fromkeys("Equal Greater GreaterOrEqual Less LessOrEqual".split(), _compare)
-    | dict.fromkeys("IsNaN IsInf".split(), _test)
-    | dict.fromkeys("BatchNormalization InstanceNormalization".split(), _per_channel)
-    | dict.fromkeys("Softmax LogSoftmax".split(), _softmax)
-    | {"Where": _where, "PRelu": _prelu, "Cast": _cast, "CastLike": _cast_like, "Dropout": _dropout}
-)
+        (
+            "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Clip Cos Cosh CumSum Elu Erf Exp Floor Gelu "
+            "GroupNormalization HardSigmoid HardSwish Hardmax Identity LRN LeakyRelu Log LpNormalization "
+            "MeanVarianceNormalization Mish Neg Not RMSNormalization Reciprocal Relu Round ScatterElements ScatterND "
+            "Selu Shrink Sigmoid Sign Silu Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Trilu"
+        ),
+    ),
+    (_together, "Add And BitwiseAnd BitwiseOr BitwiseXor Div Max Mean Min Mod Mul Or Sub Sum Xor"),
+    (_base_type, "BitShift Pow"),
+    (_compare, "Equal Greater GreaterOrEqual Less LessOrEqual"),
+    (_test, "IsInf IsNaN"),
+    (_per_channel, "BatchNormalization InstanceNormalization"),
+    (_softmax, "LogSoftmax Softmax"),
+):
+    RULES |= dict.fromkeys(names(_operators), _rule)

@@ -78,10 +78,11 @@ def _unsqueeze(scope: Scope, node: Node) -> list[ValueInfo]:
 def _concat(scope: Scope, node: Node) -> list[ValueInfo]:
     first = scope.info(node, 0)
     axis = axis_of(node, node.get("axis", 0), first.rank)
+    rest = (*first.shape[:axis], *first.shape[axis + 1 :])
     total = 0
     for index in range(len(node.inputs)):
         info, shape = scope.info(node, index), scope.shape(node, index)
-        if len(shape) != first.rank or shape[:axis] != first.shape[:axis] or shape[axis + 1 :] != first.shape[axis + 1 :]:
+        if len(shape) != first.rank or (*shape[:axis], *shape[axis + 1 :]) != rest:
             raise ConvwrightError(f"{node}: cannot concatenate {first.shape} and {shape} along axis {axis}")
         if info.dtype != first.dtype:
             raise ConvwrightError(f"{node}: element types {first.dtype} and {info.dtype} differ")
@@ -171,7 +172,7 @@ def _resize(scope: Scope, node: Node) -> list[ValueInfo]:
             raise ConvwrightError(f"{node}: scales {scales.tolist()} for shape {shape}")
         for axis, scale in zip(axes, scales.reshape(-1).tolist(), strict=True):
             # Scales are float32: 299 * 1.0033445 must floor as the exporter meant it.
-            result[axis] = int(math.floor(float(np.float32(shape[axis])) * scale))
+            result[axis] = math.floor(float(np.float32(shape[axis])) * scale)
     else:
         sizes = scope.integers(node, 3, "sizes")
         if len(sizes) != len(axes) or min(sizes, default=1) < 1:
@@ -180,7 +181,7 @@ def _resize(scope: Scope, node: Node) -> list[ValueInfo]:
         if policy != "stretch":
             pick = min if policy == "not_larger" else max
             ratio = pick(size / shape[axis] for axis, size in zip(axes, sizes, strict=True))
-            sizes = [int(math.floor(shape[axis] * ratio + 0.5)) for axis in axes]
+            sizes = [math.floor(shape[axis] * ratio + 0.5) for axis in axes]
         for axis, size in zip(axes, sizes, strict=True):
             result[axis] = size
     return [ValueInfo(info.dtype, tuple(result))]

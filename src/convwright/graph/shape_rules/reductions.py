@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import ConvwrightError
-from ..graph import Node, ValueInfo
+from ..graph import Node, ValueInfo, names
 from .scope import Rule, Scope, Shape, axis_of
 
 
@@ -41,8 +41,8 @@ def _top_k(scope: Scope, node: Node) -> list[ValueInfo]:
     return [ValueInfo(info.dtype, result), ValueInfo(np.dtype(np.int64), result)]
 
 
-RULES: dict[str, Rule] = dict.fromkeys(
-    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum "
-    "ReduceSumSquare".split(),
-    _reduce,
-) | {"ArgMax": _arg, "ArgMin": _arg, "TopK": _top_k}
+RULES: dict[str, Rule] = {"ArgMax": _arg, "ArgMin": _arg, "TopK": _top_k}
+for _operator in names(
+    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"
+):
+    RULES[_operator] = _reduce

@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 class Scope:
     """Types of the values inferred so far (`values`) and the contents of those that are known (`constants`)."""
 
-    __slots__ = ("values", "constants", "weights", "opset")
+    __slots__ = ("constants", "opset", "values", "weights")
 
     def __init__(self, weights: dict[str, np.ndarray[Any, Any]], opset: int) -> None:
         self.values: dict[str, ValueInfo] = {}
@@ -46,7 +46,9 @@ class Scope:
             raise ConvwrightError(f"{node}: input {index} ({what}) is missing")
         found = self.known(name)
         if found is None:
-            raise ConvwrightError(f"{node}: its {what} ({name!r}) depends on the data, so its output has no fixed shape")
+            raise ConvwrightError(
+                f"{node}: its {what} ({name!r}) depends on the data, so its output has no fixed shape"
+            )
         return found
 
     def integers(self, node: Node, index: int, what: str) -> list[int]:

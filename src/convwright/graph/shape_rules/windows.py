@@ -56,7 +56,7 @@ def _slide(
         free = length + low + high - span
         if free < 0:
             raise ConvwrightError(
-                f"{node}: a kernel spanning {span} does not fit in axis {axis} of size {length} padded by {low} and {high}"
+                f"{node}: a kernel spanning {span} does not fit axis {axis} of size {length} padded by {low} and {high}"
             )
         out = free // step + 1
         # The last window of a pool that rounds up has to start inside the input or its left padding.
@@ -131,7 +131,11 @@ def transpose_padding(node: Node, size: Shape, kernel: tuple[int, ...]) -> list[
     result = []
     for axis in range(rank):
         span = (kernel[axis] - 1) * dilation[axis] + 1
-        total = max(stride[axis] * (size[axis] - 1) + extra[axis] + span - wanted[axis], 0)
+        total = stride[axis] * (size[axis] - 1) + extra[axis] + span - wanted[axis]
+        if total < 0:
+            # More is wanted than the products reach: the rest, at the end, sees no input.
+            result.append((0, total))
+            continue
         small, large = total // 2, total - total // 2
         # The specification's formula puts the larger part last only for SAME_UPPER.
         result.append((small, large) if auto == "SAME_UPPER" else (large, small))
