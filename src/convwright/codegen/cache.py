@@ -2,8 +2,8 @@
 
 One file an object, named by the SHA-256 of everything that determines it. What is read back is executed, so an entry
 counts only if nobody but this user can have written it and every byte is what was written: the directory and the file
-must belong to this user and be writable to no one else, symbolic links are not followed, and a header holds the full key
-and a checksum over itself and the code. Anything else is deleted and compiled anew.
+must belong to this user and be writable to no one else, symbolic links are not followed, and a header holds the full
+key and a checksum over itself and the code. Anything else is deleted and compiled anew.
 
 Files appear under their name only when complete, so processes may share a directory without locks. A directory that
 cannot be used or written costs one warning and the time to compile; it is never an error.

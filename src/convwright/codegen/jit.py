@@ -31,9 +31,9 @@ from convwright.codegen.target import Target, host_target, machine, new_machine
 
 Build = Callable[[], Any]
 
-# What LLVM's O1 does to a kernel, at a quarter of its time: variables to registers, loops rotated so that code generation
-# can hoist their invariants. The rest of O1 changed the speed of no direct kernel by more than the noise (1 %); without
-# the rotation a 3x3 tile lost 8 %.
+# What LLVM's O1 does to a kernel, at a quarter of its time: variables to registers, loops rotated so that their
+# invariants can be hoisted by code generation. The rest of O1 changed the speed of no direct kernel by more than the
+# noise (1 %); without the rotation a 3x3 tile lost 8 %.
 _PASSES = ("sroa", "simplify_cfg", "instruction_combine", "loop_rotate", "simplify_cfg", "instruction_combine")
 
 # Rooms whose sources decide what a key's module is.
