@@ -55,7 +55,7 @@ test-all: check
 NETS ?=
 bench: $(VENV)/.stamp-bench
 	@if [ -n "$(NETS)" ]; then $(BIN)/python bench/networks.py "$(NETS)"; \
-	else for net in examples/*.onnx; do $(BIN)/convwright bench "$$net" --against onnxruntime,openvino,torch,ncnn || exit; done; fi
+	else for net in examples/*/*.onnx; do $(BIN)/convwright bench "$$net" --against onnxruntime,openvino,torch,ncnn || exit; done; fi
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
