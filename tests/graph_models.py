@@ -55,7 +55,8 @@ def run(source: bytes | str | Path | onnx.ModelProto, feeds: Mapping[str, Array]
         source = source.SerializeToString()
     given = source if isinstance(source, bytes) else str(source)
     session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
-    return session.run(None, dict(feeds))
+    outputs: list[Array] = session.run(None, dict(feeds))
+    return outputs
 
 
 def run_graph(graph: Graph, feeds: Mapping[str, Array], folder: Path) -> list[Array]:
@@ -71,6 +72,10 @@ def random_feeds(shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str
 
 def weights(*shape: int, seed: int = 1) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def scalar(value: float) -> Array:
+    return np.array(value, np.float32)
 
 
 def norm_parameters(channels: int, prefix: str = "bn", seed: int = 2) -> dict[str, Array]:

@@ -11,14 +11,10 @@ import pytest
 
 from convwright.graph import Graph, infer, simplify
 
-from .graph_models import Array, model, node, norm_parameters, random_feeds, read, run, run_graph, weights
+from .graph_models import Array, model, node, norm_parameters, random_feeds, read, run, run_graph, scalar, weights
 
 X = {"x": (2, 6, 9, 8)}
 OPEN = {"x": ("N", 6, "H", "W")}
-
-
-def scalar(value: float) -> Array:
-    return np.array(value, np.float32)
 
 
 def simplified(
@@ -275,8 +271,11 @@ def test_zeros_around_a_convolution_become_its_padding(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pads", "value", "mode"),
-    [((0, 0, 1, 1, 0, 0, 1, 1), 2.0, "constant"), ((0, 0, 1, 1, 0, 0, 1, 1), 0.0, "reflect")]
-    + [((0, 0, -1, 1, 0, 0, 1, 1), 0.0, "constant")],
+    [
+        ((0, 0, 1, 1, 0, 0, 1, 1), 2.0, "constant"),
+        ((0, 0, 1, 1, 0, 0, 1, 1), 0.0, "reflect"),
+        ((0, 0, -1, 1, 0, 0, 1, 1), 0.0, "constant"),
+    ],
 )
 def test_other_pads_stay(tmp_path: Path, pads: tuple[int, ...], value: float, mode: str) -> None:
     nodes = [node("Pad", "x p v", "a", mode=mode), node("Conv", "a w", "y")]

@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import ConvwrightError
 from . import wire
 from .branches import settle_branches
+from .checks import check_node
 from .graph import Dimension, Graph, Node, ValueInfo, sort_nodes
 from .opset import OLDEST, normalise
 from .tensors import Tensor, element_type, tensor_from_bytes, tensor_from_file
@@ -201,10 +202,12 @@ class _GraphBuilder:
             elif number == 7:
                 domain = str(value, "utf-8")
                 node.domain = "" if domain == "ai.onnx" else domain
-        if not node.op:
-            raise ConvwrightError(f"{node} has no operator")
+        if not node.op or not (node.op + node.domain).isprintable():
+            raise ConvwrightError(f"operator {node.op!r} of domain {node.domain!r} is not a name")
         if not any(node.outputs):
             raise ConvwrightError(f"{node} has no outputs")
+        if not node.domain:
+            check_node(node)
         if node.op == "Constant" and not node.domain:
             self.define(node.outputs[0], _constant(node))
         else:
@@ -317,5 +320,6 @@ def _dimension(message: memoryview, name: str) -> Dimension:
                 return None
             return size
         if number == 2 and kind == wire.BYTES:
-            return str(value, "utf-8") or None
+            symbol = str(value, "utf-8")
+            return symbol if symbol.isprintable() and symbol else None
     return None

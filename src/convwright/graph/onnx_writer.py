@@ -170,3 +170,13 @@ def _tensor_head(
     # 9 is TensorProto.raw_data.
     head = proto.SerializeToString() + b"\x4a" + _varint(raw.nbytes)
     return b"\x2a" + _varint(len(head) + raw.nbytes) + head, raw
+
+
+def model_proto(graph: Graph) -> Any:
+    """The graph as an ``onnx.ModelProto`` in memory, weights included; for small graphs."""
+    from onnx import numpy_helper
+
+    plain = expand(graph)
+    model = _skeleton(plain)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in plain.constants.items())
+    return model

@@ -63,21 +63,31 @@ def _walk(graph: Graph, shapes: Mapping[str, Iterable[int]], scope: Scope) -> No
         values[name] = info
     for name, array in graph.constants.items():
         values[name] = ValueInfo(array.dtype, array.shape)
-    known, weights = scope.constants, graph.constants
     for node in graph.nodes:
-        plain = not node.domain
-        if plain and node.op in EVALUATORS and node.op not in _FROM_SHAPE:
-            # Cheap test first: nearly every node's first input depends on the data.
-            first = node.inputs[0] if node.inputs else ""
-            if (first in known or first in weights) and _fold(scope, node):
-                continue
-        rule = RULES.get(node.op) if plain or node.domain == INTERNAL else None
-        infos = rule(scope, node) if rule is not None else _by_onnx(scope, node, graph)
+        try:
+            infos = _types(scope, node, graph)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, ConvwrightError):
+                raise
+            raise ConvwrightError(f"{node}: its inputs or attributes make no sense: {error!r}") from error
+        if len(node.outputs) > len(infos) and any(node.outputs[len(infos) :]):
+            raise ConvwrightError(f"{node} has {len(node.outputs)} outputs, {len(infos)} are supported")
         for name, info in zip(node.outputs, infos, strict=False):
             if name:
                 values[name] = info
-        if len(node.outputs) > len(infos) and any(node.outputs[len(infos) :]):
-            raise ConvwrightError(f"{node} has {len(node.outputs)} outputs, {len(infos)} are supported")
+
+
+def _types(scope: Scope, node: Node, graph: Graph) -> list[ValueInfo]:
+    plain = not node.domain
+    if plain and node.op in EVALUATORS and node.op not in _FROM_SHAPE:
+        # Cheap test first: nearly every node's first input depends on the data.
+        first = node.inputs[0] if node.inputs else ""
+        if first in scope.constants or first in scope.weights:
+            folded = _fold(scope, node)
+            if folded is not None:
+                return folded
+    rule = RULES.get(node.op) if plain or node.domain == INTERNAL else None
+    return rule(scope, node) if rule is not None else _by_onnx(scope, node, graph)
 
 
 def concrete_inputs(graph: Graph, shapes: Mapping[str, Iterable[int]]) -> dict[str, ValueInfo]:
@@ -108,26 +118,25 @@ def concrete_inputs(graph: Graph, shapes: Mapping[str, Iterable[int]]) -> dict[s
     return result
 
 
-def _fold(scope: Scope, node: Node) -> bool:
-    """Compute the node if all its inputs are known and small."""
+def _fold(scope: Scope, node: Node) -> list[ValueInfo] | None:
+    """Types of the outputs after computing them, if all inputs are known and small."""
     arrays: list[np.ndarray[Any, Any] | None] = []
     for name in node.inputs:
         array = scope.known(name) if name else None
         if name and (array is None or array.size > _SMALL):
-            return False
+            return None
         arrays.append(array)
     if node.op in RULES:
         infos = RULES[node.op](scope, node)
         if any(math.prod(info.shape) > _SMALL for info in infos):  # type: ignore[arg-type]
-            return False
+            return None
     results = evaluate(node, arrays)
     if results is None:
-        return False
+        return None
     for name, array in zip(node.outputs, results, strict=False):
         if name:
             scope.constants[name] = array
-            scope.values[name] = ValueInfo(array.dtype, array.shape)
-    return True
+    return [ValueInfo(array.dtype, array.shape) for array in results]
 
 
 _CACHE: dict[Any, list[ValueInfo]] = {}

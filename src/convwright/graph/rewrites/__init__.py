@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from ..graph import Graph
 from .activations import name_activations
 from .batch_norm import fold_affine
@@ -50,12 +52,12 @@ def simplify(graph: Graph) -> Graph:
     """
     editor = Editor(graph.copy())
     remove_dead(editor)
-    for _ in range(_ROUNDS):
-        changed = False
-        for rewrite in REWRITES:
-            changed |= rewrite(editor)
-        if not changed:
-            break
+    # Weights may hold infinities; what they fold to is then no news.
+    with np.errstate(all="ignore"):
+        for _ in range(_ROUNDS):
+            changes = [rewrite(editor) for rewrite in REWRITES]
+            if not any(changes):
+                break
     return editor.graph
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..graph import Node
-from .editor import Editor
+from .editor import Array, Editor
 
 _NORMAL = {"transB": 1}
 
@@ -63,17 +63,14 @@ def _gemm(editor: Editor, node: Node) -> bool:
     addend = ""
     if node.input(2) and beta != 0.0:
         if bias is not None and bias.size in (1, columns) and bias.shape[:-1] in ((), (1,)):
-            if beta == 1.0 and bias.shape == (columns,):
-                inputs.append(node.inputs[2])
-            else:
-                row = (np.broadcast_to(bias.reshape(-1), (columns,)).astype(np.float64) * beta).astype(bias.dtype)
-                inputs.append(editor.add_constant(f"{result}_bias", row))
+            inputs.append(_row(editor, node, bias, columns, beta))
         elif beta == 1.0:
             addend = node.inputs[2]
-        elif bias is not None:
-            addend = editor.add_constant(f"{result}_bias", (bias.astype(np.float64) * beta).astype(bias.dtype))
         else:
             addend = editor.fresh(f"{result}_scaled")
+            bias_shapes = editor.shapes(node.inputs[2])
+            if bias_shapes is not None:
+                editor.facts.note(addend, node.inputs[2], bias_shapes)
             factor = editor.add_constant(f"{result}_beta", np.array(beta, weights.dtype))
             editor.insert_before(node, Node("Mul", [node.inputs[2], factor], [addend]))
     if not addend:
@@ -85,3 +82,11 @@ def _gemm(editor: Editor, node: Node) -> bool:
     editor.insert_before(node, Node("Gemm", inputs, [product], dict(_NORMAL), node.name))
     editor.change(node, op="Add", inputs=[product, addend])
     return True
+
+
+def _row(editor: Editor, node: Node, bias: Array, columns: int, beta: float) -> str:
+    """The bias as a constant of shape [K], times beta."""
+    if beta == 1.0 and bias.shape == (columns,):
+        return node.inputs[2]
+    row = np.broadcast_to(bias.reshape(-1), (columns,)).astype(np.float64) * beta
+    return editor.add_constant(f"{node.outputs[0]}_bias", row.astype(bias.dtype))
