@@ -19,10 +19,12 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from convwright.codegen.lang import Int, Kernel
+from convwright.codegen.lang import Int, Integer, Kernel
 from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
-from convwright.kernels.arguments import Arguments
+from convwright.kernels.arguments import Arguments, Reader
+
+Masks = list[ir.Value | None]
 
 ARGUMENTS = Arguments(
     "x w bias y table residual",
@@ -41,8 +43,8 @@ class DirectTile:
 
     rows, cols: output pixels of the register tile; outs: vectors of output channels.
     pixel_step: floats from one output pixel's input to the next one's in a row.
-    planar: 0 for channel-blocked input; else the kernel's width, for an input of plain channel planes (first layers).
-    tap_step: floats from one tap to the next in a row of a planar input.
+    planar: the input is plain channel planes (first layers), not channel-blocked.
+    tap_step: floats between consecutive values of the reduction: the dilation of a planar input, 1 for channels.
     taps: False when the kernel is 1x1.
     wrap: the pixels are one flat row, but rows of the output (and residual) have gaps between them.
     masked: output tiles may cover lanes of another group, which are not stored.
@@ -53,12 +55,23 @@ class DirectTile:
     cols: int
     outs: int
     pixel_step: int
-    planar: int = 0
+    planar: bool = False
     tap_step: int = 1
     taps: bool = True
     wrap: bool = False
     masked: bool = False
     epilogue: tuple[tuple[object, ...], ...] = ()
+
+    @property
+    def unroll(self) -> int:
+        """Values of the reduction in one turn of the inner loop.
+
+        Taps of a planar input are unrolled only as far as they read different values: LLVM would keep those that
+        several taps share in registers, and spill the sums.
+        """
+        if not self.planar:
+            return 4
+        return min(4, self.pixel_step // self.tap_step) if self.pixel_step % self.tap_step == 0 else 1
 
     @property
     def key(self) -> str:
@@ -81,7 +94,7 @@ def emit(tile: DirectTile, target: Target) -> ir.Module:
             image, chunk_in_image = chunk // a.chunks_image, chunk % a.chunks_image
             row = [k.load_int(a.table, out_tile * TABLE_COLUMNS + column) for column in range(TABLE_COLUMNS)]
             channel, block, w_offset, lane_begin, lane_end = row
-            masks: list[ir.Value | None] = [None] * tile.outs
+            masks: Masks = [None] * tile.outs
             if tile.masked:
                 masks = [k.mask(lane_begin - out * k.v, lane_end - out * k.v) for out in range(tile.outs)]
             w = k.advance(a.w, w_offset)
@@ -100,66 +113,54 @@ def emit(tile: DirectTile, target: Target) -> ir.Module:
     return k.finish()
 
 
-def _sum_tile(k, a, tile, corner, w, bias, channel, masks):
-    """Accumulators ``[pixel][out]`` of one register tile, bias included."""
+def _sum_tile(
+    k: Kernel, a: Reader, tile: DirectTile, corner: ir.Value, w: ir.Value, bias: ir.Value, channel: Int, masks: Masks
+) -> list[list[ir.Value]]:
+    """The sums ``[pixel][out]`` of one register tile, bias included."""
     initial = [k.load(bias, out * k.v, masks[out]) for out in range(tile.outs)]
     sums = [[k.variable(vector) for vector in initial] for _ in range(tile.rows * tile.cols)]
     weights = k.variable(w)
 
-    def taps_of_block(x: ir.Value) -> None:
-        """Sum over the taps, at each of them over ``lanes`` input channels."""
-        if not tile.taps:
-            lanes(x)
-            return
-        with k.loop(0, a.taps_high) as tap_row:
-            if tile.planar:
-                lanes(k.advance(x, tap_row * a.x_tap_row))
-            else:
-                with k.loop(0, a.taps_wide) as tap_col:
-                    lanes(k.advance(x, tap_row * a.x_tap_row + tap_col * a.x_tap_col))
+    def run(x: ir.Value, count: Integer) -> None:
+        """Add ``count`` values of the reduction that follow each other in the input, ``tap_step`` floats apart."""
+        x_rows = [k.advance(x, a.x_row * row) for row in range(tile.rows)]
+        whole = count // tile.unroll * tile.unroll
+        with k.loop(0, whole, tile.unroll) as at:
+            step(x_rows, at, tile.unroll)
+        if tile.unroll > 1:
+            with k.loop(whole, count) as at:
+                step(x_rows, at, 1)
 
-    def step(x_rows, at: Int | int, unroll: int) -> None:
-        """``unroll`` consecutive values of the reduction, the first of them ``at`` lanes from the tile's corner."""
+    def step(x_rows: list[ir.Value], at: Int, unroll: int) -> None:
         now = weights.get()
-        for lane in range(unroll):
-            vectors = [k.load(k.advance(now, a.w_out * out), lane * k.v) for out in range(tile.outs)]
+        for ahead in range(unroll):
+            vectors = [k.load(k.advance(now, a.w_out * out), ahead * k.v) for out in range(tile.outs)]
             for pixel, accumulators in enumerate(sums):
-                x_row = x_rows[pixel // tile.cols]
-                place = (pixel % tile.cols) * tile.pixel_step + lane * tile.tap_step
-                value = k.broadcast(k.load_scalar(k.advance(x_row, at), place))
+                x_row = k.advance(x_rows[pixel // tile.cols], at * tile.tap_step)
+                place = (pixel % tile.cols) * tile.pixel_step + ahead * tile.tap_step
+                value = k.broadcast(k.load_scalar(x_row, place))
                 for vector, accumulator in zip(vectors, accumulators, strict=True):
                     accumulator.set(k.fma(value, vector, accumulator.get()))
         weights.set(k.advance(now, unroll * k.v))
 
     if tile.planar:
-
-        def lanes(x: ir.Value) -> None:
-            step([k.advance(x, a.x_row * row) for row in range(tile.rows)], 0, tile.planar)
-
-        with k.loop(channel, channel + a.channels) as plane:
-            taps_of_block(k.advance(corner, plane * a.x_block))
+        with k.loop(channel, channel + a.channels) as plane, k.loop(0, a.taps_high) as tap_row:
+            run(k.advance(corner, plane * a.x_block + tap_row * a.x_tap_row), a.taps_wide)
     else:
-        place = k.variable(channel)
+        start = k.variable(channel)
         remaining = k.variable(a.channels)
         with k.loop(0, (channel % k.v + a.channels + (k.v - 1)) // k.v):
-            start = place.get()
-            count = k.minimum(k.v - start % k.v, remaining.get())
-
-            def lanes(x: ir.Value) -> None:
-                x_rows = [k.advance(x, a.x_row * row) for row in range(tile.rows)]
-                whole = count // UNROLL * UNROLL
-                with k.loop(0, whole, UNROLL) as at:
-                    step(x_rows, at, UNROLL)
-                with k.loop(whole, count) as at:
-                    step(x_rows, at, 1)
-
-            taps_of_block(k.advance(corner, start // k.v * a.x_block + start % k.v))
-            place.set(start + count)
+            first = start.get()
+            count = k.minimum(k.v - first % k.v, remaining.get())
+            block = k.advance(corner, first // k.v * a.x_block + first % k.v)
+            if tile.taps:
+                with k.loop(0, a.taps_high) as tap_row, k.loop(0, a.taps_wide) as tap_col:
+                    run(k.advance(block, tap_row * a.x_tap_row + tap_col * a.x_tap_col), count)
+            else:
+                run(block, count)
+            start.set(first + count)
             remaining.set(remaining.get() - count)
     return [[accumulator.get() for accumulator in accumulators] for accumulators in sums]
-
-
-UNROLL = 4
 
 
 def _store_tile(k, a, tile, sums, y, residual, top, left, masks) -> None:

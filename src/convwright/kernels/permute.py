@@ -62,6 +62,10 @@ class Fill:
     def key(self) -> str:
         return f"fill-{self!r}"
 
+    @property
+    def arguments(self) -> Arguments:
+        return FILL_ARGUMENTS
+
     def name(self, target: Target) -> str:
         return f"f32-fill-{target.vector}-{target.name}"
 
@@ -125,8 +129,10 @@ def fill_arguments(value: np.generic, count: int) -> tuple[dict[str, int], int]:
     return {"bits": bits, "words": words, "chunk_words": ITEM_ELEMENTS}, -(-words // ITEM_ELEMENTS)
 
 
-def emit(config: StridedCopy, target: Target) -> ir.Module:
-    """The copy's module."""
+def emit(config: StridedCopy | Fill, target: Target) -> ir.Module:
+    """The copy's module, or the fill's."""
+    if isinstance(config, Fill):
+        return emit_fill(config, target)
     k = Kernel(target)
     a = ARGUMENTS.read(k)
     with k.loop(k.begin, k.end) as item:

@@ -74,8 +74,7 @@ class Builder:
 
     def constant(self, name: str) -> np.ndarray | None:
         """The contents of a value that does not depend on the data."""
-        found = self.graph.constants.get(name)
-        return self.types.constants.get(name) if found is None else found
+        return self.weights.array(name) if name in self.graph.constants else self.types.constants.get(name)
 
     def plain(self, name: str) -> Value:
         """The value as a row-major array; converted if it is blocked."""

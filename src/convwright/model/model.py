@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +18,9 @@ from convwright.graph import Graph, ValueInfo
 from convwright.graph import load as load_graph
 from convwright.graph.rewrites import simplify
 from convwright.model.plan import make_program
+from convwright.model.report import Explanation, Profile, StepReport, median, share_of_limit
 from convwright.model.weights import Weights
+from convwright.runtime.machine import ceilings
 from convwright.runtime.program import Arena, Program
 from convwright.runtime.team import Team, check_threads, team_of
 
@@ -57,6 +61,7 @@ class Model:
         self._arena = Arena()
         self._lock = threading.Lock()
         self._closed = False
+        _models.add(self)
         shapes = [info.shape for info in graph.inputs.values()]
         if all(isinstance(size, int) for shape in shapes for size in shape):
             self._program(tuple(tuple(shape) for shape in shapes))
@@ -95,6 +100,7 @@ class Model:
         if program is None:
             by_name = dict(zip(self._graph.inputs, shapes, strict=True))
             program = make_program(self._graph, by_name, self._weights, self._target, self.threads)
+            self._weights.release()
             self._programs[shapes] = program
             while len(self._programs) > _REMEMBERED_PLANS:
                 self._programs.popitem(last=False)
@@ -103,11 +109,64 @@ class Model:
         self._arena.reserve(program.arena_bytes)
         return program
 
+    # -- reports -------------------------------------------------------------------------------------------------------
+
+    def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> Profile:
+        """Measure every step: the median of ``runs`` inferences on these inputs (random ones where none are given)."""
+        return Profile(*self._measure(args, kwargs, runs, None))
+
+    def explain(self, *args: Any, runs: int = 20, **kwargs: Any) -> Explanation:
+        """Every step's kernel, why it was chosen, its time, and its share of this machine's measured limits."""
+        return Explanation(*self._measure(args, kwargs, runs, ceilings(self.threads)))
+
+    def _measure(self, args: Any, kwargs: Any, runs: int, limits: tuple[float, float] | None) -> tuple[Any, ...]:
+        if not isinstance(runs, int) or runs < 1:
+            raise ConvwrightError(f"runs must be a positive integer, not {runs!r}")
+        arrays = self._arrays(args, kwargs) if args or kwargs else self._random_inputs()
+        with self._lock:
+            program = self._program(tuple(array.shape for array in arrays))
+            team = team_of(self.threads)
+            with team.lock:
+                program.run(team, self._arena, arrays)
+                seconds = median([program.time_steps(team, self._arena, arrays) for _ in range(runs)])
+                whole = []
+                for _ in range(runs):
+                    start = time.perf_counter()
+                    program.run(team, self._arena, arrays)
+                    whole.append(time.perf_counter() - start)
+        steps = tuple(
+            StepReport(
+                info.layer, info.op, info.kernel, info.why, taken, info.macs, info.nbytes,
+                share_of_limit(info.macs, info.nbytes, taken, limits),
+            )
+            for info, taken in zip(program.infos, seconds, strict=True)
+        )  # fmt: skip
+        shapes = ", ".join("x".join(str(size) for size in array.shape) for array in arrays)
+        title = f"{self._graph.name or 'model'} ({shapes})"
+        return title, self.threads, steps, sorted(whole)[len(whole) // 2], limits
+
+    def _random_inputs(self) -> list[np.ndarray]:
+        generator = np.random.default_rng(0)
+        arrays = []
+        for name, info in self.inputs.items():
+            if not all(isinstance(size, int) for size in info.shape):
+                raise ConvwrightError(f"input {name!r} is declared as {info}: give an array of the shape to measure")
+            arrays.append(generator.standard_normal(info.shape).astype(info.dtype))  # type: ignore[arg-type]
+        return arrays
+
     # -- what it is ----------------------------------------------------------------------------------------------------
 
     @property
     def inputs(self) -> dict[str, ValueInfo]:
+        """Type of every input, by name."""
         return self._graph.inputs
+
+    @property
+    def outputs(self) -> dict[str, ValueInfo]:
+        """Type of every output, by name, as the last planned program has it; before the first, of unknown shape."""
+        for program in reversed(self._programs.values()):
+            return {name: ValueInfo(dtype, shape) for name, dtype, shape in program.outputs}
+        return {name: ValueInfo(np.dtype(np.float32), ()) for name in self._graph.outputs}
 
     def memory(self) -> dict[str, int]:
         """Bytes of the packed weights, of the arena, and the least that the tensors alive at one step need."""
@@ -120,6 +179,19 @@ class Model:
             self._closed = True
             self._programs.clear()
             self._arena.release()
+            self._weights = Weights({}, self._target.vector)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: the graph with its weights, and the settings."""
+        if self._closed:
+            raise ConvwrightError("the model is closed")
+        with self._lock:
+            graph = self._graph.copy()
+            graph.constants = self._weights.unpacked()
+        return {"graph": graph, "threads": self.threads, "numerics": self.numerics}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     def __enter__(self) -> Model:
         return self
@@ -136,3 +208,15 @@ def _checked(name: str, array: Any, info: ValueInfo) -> np.ndarray:
     if array.ndim != len(info.shape):
         raise ConvwrightError(f"input {name!r} has shape {array.shape}, the model takes {info}")
     return np.ascontiguousarray(array)
+
+
+_models: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """In a forked child no other thread is left to release a lock that it held."""
+    for model in _models:
+        model._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -127,40 +127,68 @@ def pack_channels(values: np.ndarray, v: int) -> np.ndarray:
     return packed
 
 
-class Weights:
-    """The packed weights of one model, by constant and format.
+_SMALL = 1 << 14  # bytes: constants up to this size stay as they are beside their packed form
 
-    A constant that has been packed is dropped from ``constants`` once no plan can need it unpacked (``release``).
+
+class Weights:
+    """The packed weights of one model, by constant and format, held once.
+
+    ``release`` drops the row-major form of what has been packed; ``array`` brings it back for the rare reader that asks
+    again (another format for another input size, pickling).
     """
 
     def __init__(self, constants: dict[str, np.ndarray], v: int):
         self.constants, self.v = constants, v
-        self.packed: dict[tuple[str, ...], np.ndarray] = {}
+        self._packed: dict[tuple[str, str, int, tuple[int, ...]], np.ndarray] = {}
+        self._vectors: dict[tuple[str, ...], np.ndarray] = {}
+        self._released: set[str] = set()
 
-    def get(self, name: str, form: str, groups: int = 1, shape: tuple[int, ...] | None = None) -> np.ndarray:
-        """The constant in a format: "direct", "planar", "depthwise" or "channels"; ``shape``: seen as that shape."""
-        key = (name, form, str(groups), str(shape))
-        if key not in self.packed:
-            array = self.constants[name].astype(np.float32, copy=False)
-            array = array.reshape(shape) if shape else array
-            if form == "direct":
-                self.packed[key] = pack_direct(array, groups, self.v)
-            else:
-                self.packed[key] = {"planar": pack_planar, "depthwise": pack_depthwise, "channels": pack_channels}[form](
-                    array, self.v
-                )
-        return self.packed[key]
+    def get(self, name: str, form: str, shape: tuple[int, ...], groups: int = 1) -> np.ndarray:
+        """The constant seen as ``shape`` and packed: ``form`` is "direct", "planar" or "depthwise"."""
+        key = (name, form, groups, tuple(shape))
+        if key not in self._packed:
+            array = self.array(name).astype(np.float32, copy=False).reshape(shape)
+            match form:
+                case "direct":
+                    self._packed[key] = pack_direct(array, groups, self.v)
+                case "planar":
+                    self._packed[key] = pack_planar(array, self.v)
+                case _:
+                    self._packed[key] = pack_depthwise(array, self.v)
+        return self._packed[key]
 
-    def channels(self, values: np.ndarray, key: tuple[str, ...]) -> np.ndarray:
-        """Values a channel, packed once under the key."""
-        if key not in self.packed:
-            self.packed[key] = pack_channels(np.asarray(values, np.float32), self.v)
-        return self.packed[key]
+    def channels(self, key: tuple[str, ...], values: np.ndarray) -> np.ndarray:
+        """One value a channel, in whole vectors; packed once under the key."""
+        if key not in self._vectors:
+            self._vectors[key] = pack_channels(np.asarray(values, np.float32), self.v)
+        return self._vectors[key]
 
-    def zeros(self, channels: int) -> np.ndarray:
-        """The bias of a layer that has none."""
-        return self.channels(np.zeros(channels), ("zeros", str(channels)))
+    def array(self, name: str) -> np.ndarray:
+        """The constant in row-major order."""
+        if name not in self._released:
+            return self.constants[name]
+        key, packed = next((key, packed) for key, packed in self._packed.items() if key[0] == name)
+        _, form, groups, shape = key
+        if form == "direct":
+            return unpack_direct(packed, shape, groups, self.v).reshape(self.constants[name].shape)
+        flat = (shape[0], int(np.prod(shape[1:])), 1, 1)
+        return unpack_direct(packed, flat, 1, self.v).reshape(self.constants[name].shape)
+
+    def release(self) -> None:
+        """Keep only the packed form of large constants; in ``constants`` an empty shell keeps their shape."""
+        for name, *_ in self._packed:
+            array = self.constants[name]
+            if name not in self._released and array.nbytes > _SMALL and array.dtype == np.float32:
+                self.constants[name] = np.broadcast_to(np.float32(0), array.shape)
+                self._released.add(name)
+
+    def unpacked(self) -> dict[str, np.ndarray]:
+        """All constants in row-major order."""
+        return {name: self.array(name) for name in self.constants}
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.packed.values())
+        """Bytes of the weights as they are held."""
+        arrays = (*self._packed.values(), *self._vectors.values())
+        rest = (array for name, array in self.constants.items() if name not in self._released)
+        return sum(array.nbytes for array in arrays) + sum(array.nbytes for array in rest)

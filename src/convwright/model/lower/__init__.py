@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.lower import channels, conv, elementwise, fallback, pool, reshape
+from convwright.model.lower import channels, conv, elementwise, fallback, movement, pool, reshape, resize, softmax
 
 Check = Callable[[Builder, Layer], bool]
 Lower = Callable[[Builder, Layer], None]
@@ -50,6 +50,16 @@ ROWS = (
     _row("Split", channels.on_channels, channels.lower_split),
     _row("Slice", channels.slices_channels, channels.lower_slice),
     _row("ChannelShuffle", _shuffle_fits, channels.lower_shuffle),
+    _row("Resize", resize.can_lower, resize.lower),
+    _row("Softmax LogSoftmax", softmax.can_lower, softmax.lower),
+    _row("Transpose", movement.can_lower, movement.lower_transpose),
+    _row("Slice", movement.can_lower, movement.lower_slice),
+    _row("Pad", movement.can_lower, movement.lower_pad),
+    _row("Concat", movement.can_lower, movement.lower_concat),
+    _row("Split", movement.can_lower, movement.lower_split),
+    _row("Expand", movement.can_lower, movement.lower_expand),
+    _row("DepthToSpace", movement.can_lower, movement.lower_depth_to_space),
+    _row("SpaceToDepth", movement.can_lower, movement.lower_space_to_depth),
     _row("Reshape Flatten Squeeze Unsqueeze Identity", _always, reshape.lower),
 )
 
@@ -59,7 +69,7 @@ def row_of(b: Builder, layer: Layer) -> Row:
     for row in ROWS:
         if layer.op in row.ops and row.fits(b, layer):
             return row
-    if not layer.node.domain and elementwise.can_lower(b, layer) or elementwise.can_lower(b, layer):
+    if elementwise.can_lower(b, layer):
         return _ELEMENTWISE
     return _FALLBACK
 

@@ -115,13 +115,11 @@ def lower_gemm(b: Builder, layer: Layer) -> None:
 
 
 def _bias(b: Builder, layer: Layer, channels: int) -> np.ndarray:
-    names = [name for name in layer.node.inputs[2:3] if name]
-    if names:
-        bias = b.weights.constants[names[0]]
-        if bias.size == channels:
-            return b.weights.get(names[0], "channels")
-        return b.weights.channels(np.broadcast_to(bias.reshape(-1), (channels,)), (names[0], str(channels)))
-    return b.weights.zeros(channels)
+    name = layer.node.input(2)
+    if not name:
+        return b.weights.channels(("no bias", str(channels)), np.zeros(channels))
+    bias = b.weights.array(name)
+    return b.weights.channels((name, "bias", str(channels)), np.broadcast_to(bias.reshape(-1), (channels,)))
 
 
 def _lower_direct(b: Builder, layer: Layer, g: Geometry, x: Value, planar: bool = False) -> None:
@@ -129,7 +127,7 @@ def _lower_direct(b: Builder, layer: Layer, g: Geometry, x: Value, planar: bool 
     pointwise = g.kernel == (1, 1)
     form = "planar" if planar else "direct"
     weight_shape = (g.out_channels, g.own_channels, *g.kernel)
-    packed = b.weights.get(node.inputs[1], form, g.groups, weight_shape)
+    packed = b.weights.get(node.inputs[1], form, weight_shape, g.groups)
     bias = _bias(b, layer, g.out_channels)
     residual = b.blocked(layer.residual) if layer.residual else None
     y = b.new_blocked(layer.output)
@@ -149,7 +147,7 @@ def _lower_direct(b: Builder, layer: Layer, g: Geometry, x: Value, planar: bool 
     shape = choose_tile(rows, cols, vectors, len(entries) // vectors, reduction, b.target)
     tile = direct.DirectTile(
         shape.rows, shape.cols, shape.outs, g.stride[1] if planar else g.stride[1] * v,
-        planar=g.kernel[1] if planar else 0, tap_step=g.dilation[1] if planar else 1, taps=not pointwise,
+        planar=planar, tap_step=g.dilation[1] if planar else 1, taps=planar or not pointwise,
         wrap=wrap, masked=masked, epilogue=layer.epilogue,
     )  # fmt: skip
     table = _table(entries, shape.outs, g, reduction, v)
@@ -207,7 +205,7 @@ def _table(entries: list[Entry], outs: int, g: Geometry, reduction: int, v: int)
 def _lower_depthwise(b: Builder, layer: Layer, g: Geometry) -> None:
     v, node = b.v, layer.node
     x = b.with_halo(node.inputs[0], g.halo)
-    packed = b.weights.get(node.inputs[1], "depthwise")
+    packed = b.weights.get(node.inputs[1], "depthwise", (g.out_channels, 1, *g.kernel))
     bias = _bias(b, layer, g.out_channels)
     residual = b.blocked(layer.residual) if layer.residual else None
     y = b.new_blocked(layer.output)

@@ -83,10 +83,10 @@ def lower_norm(b: Builder, layer: Layer) -> None:
     node = layer.node
     scale, bias, mean, variance = (b.graph.constants[name].astype(np.float64) for name in node.inputs[1:5])
     factor = scale / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
-    key = (layer.output, "norm")
+    key = (node.outputs[0], "norm")
     operands = [_operand(b, node.inputs[0], "full")]
     for name, array in (("scale", factor), ("shift", bias - mean * factor)):
-        operands.append(_Operand("channel", b.static(b.weights.channels(array, (*key, name))), None))
+        operands.append(_Operand("channel", b.static(b.weights.channels((*key, name), array)), None))
     _emit(b, layer, ("add", ("mul", 0, 1), 2), operands)
 
 
@@ -103,7 +103,7 @@ def _operand(b: Builder, name: str, kind: str | None) -> _Operand:
     if kind == "scalar" and constant is not None:
         return _Operand(kind, b.static(np.array([constant.reshape(-1)[0]], np.float32)), None)
     if kind == "channel" and constant is not None:
-        return _Operand(kind, b.static(b.weights.channels(constant.reshape(-1), (name, "operand"))), None)
+        return _Operand(kind, b.static(b.weights.channels((name, "operand"), constant.reshape(-1))), None)
     value = b.blocked(name)
     return _Operand(kind, value.ref, value)
 

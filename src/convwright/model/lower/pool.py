@@ -49,8 +49,9 @@ def lower_global(b: Builder, layer: Layer) -> None:
     x, y = b.blocked(layer.node.inputs[0]), b.new_blocked(layer.output)
     tile = pool.GlobalPool(layer.op == "GlobalMaxPool")
     blocks = blocks_of(x.channels, b.v)
+    rows, cols = (1, x.size[0] * x.size[1]) if x.flat else x.size
     arguments = {
-        "x": x.ref, "y": y.ref, "blocks": blocks, "rows": x.size[0], "cols": x.size[1],
+        "x": x.ref, "y": y.ref, "blocks": blocks, "rows": rows, "cols": cols,
         "x_image": x.image, "x_block": x.block, "x_row": x.row, "y_image": y.image, "y_block": y.block,
     }  # fmt: skip
     b.step(tile.name(b.target), pool, tile, arguments, x.n * blocks, [x], [y], "pooling over the plane")
