@@ -256,12 +256,13 @@ def test_processes_share_a_cold_cache(directory: Path) -> None:
 def test_the_key_on_disk_covers_what_decides_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     target = host_target()
     keys = {jit._cache_key("a", target), jit._cache_key("b", target)}
-    for change in (
+    changes: list[Callable[[], None]] = [
         lambda: monkeypatch.setattr("convwright.__version__", "0.0.0"),
         lambda: monkeypatch.setattr("llvmlite.__version__", "0.0.0"),
         lambda: monkeypatch.setattr(jit, "_sources_hash", lambda: b"changed"),
         lambda: monkeypatch.setattr(jit, "_PASSES", ("sroa",)),
-    ):
+    ]
+    for change in changes:
         jit._cache_key_prefix.cache_clear()
         change()
         keys.add(jit._cache_key("a", target))
