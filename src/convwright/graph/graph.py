@@ -39,7 +39,7 @@ class ValueInfo:
         return f"{self.dtype}[{', '.join('?' if size is None else str(size) for size in self.shape)}]"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Node:
     """One operator applied: reads `inputs`, defines `outputs`; `""` stands for an omitted optional value."""
 
@@ -69,7 +69,7 @@ class Node:
         return f"node of output {next((out for out in self.outputs if out), '')!r} ({op})"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Graph:
     """A network.
 

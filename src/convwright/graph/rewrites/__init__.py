@@ -24,6 +24,7 @@ from .global_pool import name_global_pools
 from .identity import remove_identities
 from .pad import fold_pads
 from .reshape import name_flattens
+from .side_by_side import activate_parts, group_equal_parts
 
 Rewrite = Callable[[Editor], bool]
 
@@ -37,7 +38,9 @@ REWRITES: tuple[Rewrite, ...] = (
     name_activations,
     fold_pads,
     normalise_products,
+    group_equal_parts,
     fold_affine,
+    activate_parts,
     remove_dead,
 )
 

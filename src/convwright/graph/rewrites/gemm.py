@@ -50,7 +50,7 @@ def _gemm(editor: Editor, node: Node) -> bool:
         weights = np.ascontiguousarray(weights.T)
     if alpha != 1.0:
         weights = (weights.astype(np.float64) * alpha).astype(weights.dtype)
-    if weights is not editor.constant(node.inputs[1]):
+    if alpha != 1.0 or not node.get("transB", 0):
         inputs[1] = editor.add_constant(f"{node.inputs[1]}_transposed", weights)
     if node.get("transA", 0):
         turned = editor.fresh(f"{node.inputs[0]}_transposed")
@@ -62,8 +62,9 @@ def _gemm(editor: Editor, node: Node) -> bool:
     result, shapes = node.outputs[0], editor.shapes(node.outputs[0])
     addend = ""
     if node.input(2) and beta != 0.0:
-        if bias is not None and bias.size in (1, columns) and bias.shape[:-1] in ((), (1,)):
-            inputs.append(_row(editor, node, bias, columns, beta))
+        row = None if bias is None else _row(editor, node, bias, columns, beta)
+        if row is not None:
+            inputs.append(row)
         elif beta == 1.0:
             addend = node.inputs[2]
         else:
@@ -84,8 +85,10 @@ def _gemm(editor: Editor, node: Node) -> bool:
     return True
 
 
-def _row(editor: Editor, node: Node, bias: Array, columns: int, beta: float) -> str:
-    """The bias as a constant of shape [K], times beta."""
+def _row(editor: Editor, node: Node, bias: Array, columns: int, beta: float) -> str | None:
+    """The bias as a constant of shape [K], times beta; None where it is not a row."""
+    if bias.size not in (1, columns) or bias.shape[:-1] not in ((), (1,)):
+        return None
     if beta == 1.0 and bias.shape == (columns,):
         return node.inputs[2]
     row = np.broadcast_to(bias.reshape(-1), (columns,)).astype(np.float64) * beta
