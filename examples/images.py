@@ -22,13 +22,22 @@ def load_picture(path: str | Path) -> Picture:
     Raises `ConvwrightError` for a file that is no image, `OSError` for one that cannot be opened.
     """
     pixels = read_image(str(path), 3, (None, None))
-    return pixels.astype(np.float32) / 255
+    return pixels.astype(np.float32) / np.float32(255)
 
 
 def save_picture(picture: Picture, path: Path) -> None:
     """Write `picture`, [H, W, 3], cut to 0..1, with 8 bits a channel: the file is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(str(path), np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8))
+    write_image(str(path), _pixels(picture))
+
+
+def quantised(picture: Picture) -> Picture:
+    """`picture` as a file holds it: cut to 0..1 and rounded to 256 steps."""
+    return _pixels(picture).astype(np.float32) / np.float32(255)
+
+
+def _pixels(picture: Picture) -> npt.NDArray[np.uint8]:
+    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
 def add_noise(picture: Picture, *, seed: int, sigma: float = SIGMA, clip: bool) -> Picture:

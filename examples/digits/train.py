@@ -83,11 +83,11 @@ def train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, options:
     model.train()
     for epoch in range(options.epochs):
         total = 0.0
-        for chosen in torch.randperm(len(images), generator=random).split(64):
+        for chosen in torch.split(torch.randperm(len(images), generator=random), 64):
             logits = model(augmented(images[chosen], random))
             loss = functional.cross_entropy(logits, labels[chosen], label_smoothing=0.05)
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimiser.step()
             schedule.step()
             total += loss.item()
