@@ -40,8 +40,10 @@ def _group(editor: Editor, concat: Node) -> bool:
     for conv, weight, bias in zip(parts, weights, biases, strict=True):
         if weight is None or first is None or weight.shape != first.shape or weight.dtype != first.dtype:
             return False
-        if _settings(conv) != _settings(parts[0]) or (bias is None) != (biases[0] is None) or bool(conv.input(2)) != (
-            bias is not None
+        if (
+            _settings(conv) != _settings(parts[0])
+            or (bias is None) != (biases[0] is None)
+            or bool(conv.input(2)) != (bias is not None)
         ):
             return False
     groups = parts[0].attributes.get("group", 1)
@@ -76,7 +78,14 @@ def activate_parts(editor: Editor) -> bool:
         activated = []
         for name in concat.inputs:
             result = editor.fresh(f"{name}_activated")
-            part = Node(node.op, [name], [result], dict(node.attributes), f"{node.name}/{name}" if node.name else "", node.domain)
+            part = Node(
+                node.op,
+                [name],
+                [result],
+                dict(node.attributes),
+                f"{node.name}/{name}" if node.name else "",
+                node.domain,
+            )
             editor.insert_before(concat, part)
             activated.append(result)
         editor.change(concat, inputs=activated)
