@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ import numpy as np
 
 import convwright as cw
 from convwright.cli.race import Lost, Row, deviation, race, run_once
+from convwright.runtime.machine import describe
 
 PARTS = ("speed", "first", "memory", "accuracy")
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
@@ -86,7 +86,7 @@ def measure(path: Path, peers: Sequence[str], parts: Iterable[str], threads: int
 def measure_once(result: Result, path: Path, inputs: Mapping[str, np.ndarray], threads: int) -> None:
     """The first answer from a cold and from a warm cache, and the memory of the second."""
     with tempfile.TemporaryDirectory(prefix="convwright-cache-") as cache:
-        fresh = {"XDG_CACHE_HOME": cache, "CONVWRIGHT_CACHE": cache}
+        fresh = {"CONVWRIGHT_CACHE": cache}
         result.cold = run_once("convwright", str(path), inputs, threads=threads, environment=fresh)[0]["first_s"]
         measured, _ = run_once("convwright", str(path), inputs, threads=threads, environment=fresh)
     result.warm = measured["first_s"]
@@ -119,10 +119,12 @@ def random(shape: tuple[int, ...]) -> np.ndarray:
 
 def machine() -> str:
     """The machine in one line."""
-    description = import_module("convwright.runtime.machine").describe()
-    if isinstance(description, Mapping):
-        return ", ".join(f"{key} {value}" for key, value in description.items())
-    return str(description)
+    what = describe()
+    caches = ", ".join(f"{level.upper()} {what[f'{level}_bytes'] // 1024} KB" for level in ("l1d", "l2", "l3"))
+    return (
+        f"{what['cpu']} ({what['llvm_cpu']}), {what['cores']} cores, {what['isa']} kernels, {caches}, "
+        f"Python {what['python']}, LLVM {what['llvm']}"
+    )
 
 
 def page(results: Sequence[Result], peers: Sequence[str], threads: int, where: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from convwright.cli import peers
 from convwright.cli.peers import PEERS, Peer
 from convwright.cli.race import Lost, deviation, race, run_once
 from convwright.cli.worker import memory, settle
@@ -73,13 +74,21 @@ def test_evaluator_in_float32(network: str) -> None:
     assert deviation([y], [Evaluator(network)({"x": x})["y"]]) < 1e-5
 
 
+def test_float64_without_torch(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    x = values(1, 3, 12, 12)
+    y = peers.FLOAT64.open(network, {"x": x.shape}, 1)({"x": x})["y"]
+    assert y.dtype == np.float64
+    assert deviation([y], [Evaluator(network)({"x": x})["y"]]) < 1e-9
+
+
 def test_runtimes_take_turns(network: str) -> None:
     told: list[str] = []
-    peers = ["onnxruntime", "torch"]
+    names = ["onnxruntime", "torch"]
     rows = race(
-        network, {"x": values(1, 3, 12, 12)}, peers, threads=1, seconds=0, report=lambda what, _: told.append(what)
+        network, {"x": values(1, 3, 12, 12)}, names, threads=1, seconds=0, report=lambda what, _: told.append(what)
     )
-    assert [row.peer for row in rows] == peers
+    assert [row.peer for row in rows] == names
     for row in rows:
         assert row.reason is None
         assert len(row.turns) == 3

@@ -13,7 +13,6 @@ from convwright.cli.options import (
     random_inputs,
     shape_option,
     threads_option,
-    usable_cores,
 )
 from convwright.errors import ConvwrightError
 
@@ -61,6 +60,7 @@ def bench(
     import convwright as cw
     from convwright.cli.peers import PEERS
     from convwright.cli.race import Lost, race
+    from convwright.runtime.machine import cores
 
     peers = list(dict.fromkeys(["convwright", *(name.strip() for name in against.split(",") if name.strip())]))
     unknown = [name for name in peers if name not in PEERS]
@@ -69,7 +69,7 @@ def bench(
     graph = cw.load(model)
     inputs = random_inputs(graph, input_shapes(graph, shapes, batch))
     del graph  # its weights; the workers read their own
-    threads = threads or usable_cores()
+    threads = threads or cores()
     with progress_bar() as progress:
         task = progress.add_task("starting", total=1.0)
         try:

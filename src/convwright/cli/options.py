@@ -1,7 +1,6 @@
 """Options that several verbs share, and the values behind them."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -28,12 +27,6 @@ shape_option = click.option(
     metavar="[NAME=]1x3x224x224",
     help="Shape of an input; repeat for several inputs.",
 )
-
-
-def usable_cores() -> int:
-    """How many cores this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

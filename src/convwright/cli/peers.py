@@ -6,7 +6,7 @@ opens one, so that no two share threads, allocators or memory figures.
 
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -75,7 +75,10 @@ def _onnxruntime(path: str, shapes: Shapes, threads: int) -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(_reshaped(path, shapes), options, providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(path, options, providers=providers)
+    if not all(_fits(value.shape, shapes[value.name]) for value in session.get_inputs()):
+        session = onnxruntime.InferenceSession(_reshaped(path, shapes), options, providers=providers)
     names = [value.name for value in session.get_outputs()]
     return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
@@ -86,10 +89,11 @@ def _openvino(path: str, shapes: Shapes, threads: int) -> Runner:
     core = openvino.Core()
     network = core.read_model(path)
     named = {port.any_name: port for port in network.inputs}
-    if any(
-        tuple(named[name].partial_shape.to_shape()) != shape for name, shape in shapes.items() if _fixed(named[name])
-    ):
-        network.reshape({named[name]: list(shape) for name, shape in shapes.items()})
+    for name, port in named.items():
+        declared = [size.get_length() if size.is_static else None for size in port.partial_shape]
+        if not _fits(declared, shapes[name]):
+            network.reshape({named[name]: list(shape) for name, shape in shapes.items()})
+            break
     settings: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
@@ -104,10 +108,6 @@ def _openvino(path: str, shapes: Shapes, threads: int) -> Runner:
         return {name: request.get_output_tensor(index).data for index, name in enumerate(names)}
 
     return run
-
-
-def _fixed(port: Any) -> bool:
-    return bool(port.partial_shape.is_static)
 
 
 def _torch(path: str, shapes: Shapes, threads: int) -> Runner:
@@ -187,19 +187,15 @@ def _float64(path: str, shapes: Shapes, threads: int) -> Runner:
     return run
 
 
-def _reshaped(path: str, shapes: Shapes) -> str | bytes:
-    """The file, or where the shapes differ from those that it fixes, its bytes with these shapes instead."""
+def _fits(declared: Sequence[int | str | None], shape: tuple[int, ...]) -> bool:
+    """Whether a model that declares this shape takes that one; names and None are free."""
+    return all(not isinstance(size, int) or size == wanted for size, wanted in zip(declared, shape, strict=True))
+
+
+def _reshaped(path: str, shapes: Shapes) -> bytes:
+    """The file's bytes with other input shapes than those that it fixes."""
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
-    given = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input if value.name in shapes}
-    same = all(
-        not dim.HasField("dim_value") or dim.dim_value == size
-        for name, dims in given.items()
-        for dim, size in zip(dims, shapes[name], strict=True)
-    )
-    if same:
-        return path
     model = onnx.load(path)
     for value in model.graph.input:
         for dim, size in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
@@ -212,10 +208,10 @@ def _reshaped(path: str, shapes: Shapes) -> str | bytes:
 
 
 PEERS = {
-    "convwright": Peer(("llvmlite",), "convwright", _Convwright),
+    "convwright": Peer(("llvmlite", "convwright.model"), "convwright", _Convwright),
     "onnxruntime": Peer(("onnxruntime",), "onnxruntime", _onnxruntime),
     "openvino": Peer(("openvino",), "openvino", _openvino),
-    "torch": Peer(("torch",), "torch", _torch),
+    "torch": Peer(("torch", "convwright.torch.evaluate"), "torch", _torch),
     "ncnn": Peer(("ncnn", "pnnx"), "ncnn", _ncnn),
 }
 FLOAT64 = Peer(("onnx",), "onnx", _float64)
