@@ -20,6 +20,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
+from numpy.typing import NDArray
 
 import convwright
 from convwright.codegen.jit import compile_kernel
@@ -169,7 +170,7 @@ def _version(library: str) -> str | None:
 
 _signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
-_FMA_REPEATS, _READ_REPEATS = 15, 5
+_FMA_REPEATS, _READ_REPEATS = 15, 12
 _FMA_SECONDS = 0.004  # of one measurement: short, to fit between interruptions
 # Two multiply-adds a cycle of four or five cycles' latency need ten sums that do not wait for each other.
 _CHAINS = {32: 24, 16: 12}
@@ -225,10 +226,16 @@ def _fma_ceiling(target: Target, threads: int) -> float:
     args = [np.array([factors.ctypes.data, result.ctypes.data], np.int64) for result in results]
 
     items = 10_000
-    seconds = _best_seconds(lambda thread: run(args[thread].ctypes.data, 0, items, thread), 1, _FMA_REPEATS)
-    items = max(items, int(items * _FMA_SECONDS / seconds))
-    seconds = _best_seconds(lambda thread: run(args[thread].ctypes.data, 0, items, thread), threads, _FMA_REPEATS)
-    return 2.0 * items * chains * target.vector * threads / seconds
+
+    def multiply(thread: int) -> None:
+        run(args[thread].ctypes.data, 0, items, thread)
+
+    starts, ends = _times(multiply, 1, _FMA_REPEATS)
+    items = max(items, int(items * _FMA_SECONDS / (ends - starts).min()))
+    starts, ends = _times(multiply, threads, _FMA_REPEATS)
+    # Cores do not share their arithmetic: each thread's own best counts, whenever it was.
+    seconds = (ends - starts).min(axis=0)
+    return float((2.0 * items * chains * target.vector / seconds).sum())
 
 
 def _read_ceiling(target: Target, threads: int) -> float:
@@ -247,9 +254,9 @@ def _read_ceiling(target: Target, threads: int) -> float:
         run(args[thread].ctypes.data, thread * share, (thread + 1) * share, thread)
 
     # Pages never written are all the same page of zeros: the buffer is filled, by the threads that read it.
-    _best_seconds(fill, threads, 1)
-    seconds = _best_seconds(read, threads, _READ_REPEATS)
-    return buffer.nbytes / seconds
+    _times(fill, threads, 1)
+    starts, ends = _times(read, threads, _READ_REPEATS)
+    return float(buffer.nbytes / (ends.max(axis=1) - starts.min(axis=1)).min())
 
 
 def _buffer_bytes() -> int:
@@ -263,8 +270,10 @@ def _buffer_bytes() -> int:
     return min(wanted, _LARGEST_BUFFER, memory // 8)
 
 
-def _best_seconds(work: Callable[[int], object], threads: int, repeats: int) -> float:
-    """Shortest time for `threads` threads to do `work(thread)` at once, from the first start to the last end."""
+def _times(
+    work: Callable[[int], object], threads: int, repeats: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """When each of `threads` threads began and ended `work(thread)`, all at once: two arrays `[repeat][thread]`."""
     together = threading.Barrier(threads)
     starts = np.zeros((repeats, threads))
     ends = np.zeros((repeats, threads))
@@ -289,4 +298,4 @@ def _best_seconds(work: Callable[[int], object], threads: int, repeats: int) -> 
         other.join()
     if failures:
         raise failures[0]
-    return float((ends.max(axis=1) - starts.min(axis=1)).min())
+    return starts, ends
