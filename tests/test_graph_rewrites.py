@@ -311,6 +311,19 @@ def test_an_identity_between_input_and_output_stays(tmp_path: Path) -> None:
     assert ops(simplified(tmp_path, [node("Identity", "x", "y")])) == ["Identity"]
 
 
+def test_given_shapes_fold_arithmetic_on_shapes() -> None:
+    nodes = [node("Shape", "x", "s"), node("Slice", "s two four", "hw"), node("Concat", "nc hw", "t", axis=0)]
+    nodes += [node("Relu", "x", "r"), node("Reshape", "r t", "y")]
+    constants = {"two": np.array([2]), "four": np.array([4]), "nc": np.array([3, -1])}
+    graph = read(model(nodes, {"x": (None, 6, None, None)}, constants))
+    assert ops(simplify(graph)) == ["Shape", "Slice", "Concat", "Relu", "Reshape"]
+    result = simplify(graph, {"x": (2, 6, 5, 4)})
+    assert ops(result) == ["Relu", "Reshape"]
+    np.testing.assert_array_equal(result.constants["t"], [3, -1, 5, 4])
+    assert result.inputs["x"].shape == (2, 6, 5, 4)
+    assert graph.inputs["x"].shape == (None, 6, None, None)
+
+
 def test_dead_nodes_and_constants_go(tmp_path: Path) -> None:
     graph = simplified(tmp_path, [node("Sigmoid", "x", "dead"), node("Relu", "x", "y")], {"unused": weights(3)})
     assert ops(graph) == ["Relu"]

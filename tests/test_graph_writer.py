@@ -101,6 +101,15 @@ def test_a_graph_that_is_not_valid_leaves_the_old_file(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["net.onnx"]
 
 
+def test_nodes_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    graph = net()
+    for twin in graph.nodes:
+        twin.name = "same"
+    graph.save(tmp_path / "net.onnx")
+    assert run(tmp_path / "net.onnx", random_feeds(X))[0].shape == (2, 600, 9, 8)
+    assert [node.name for node in load(tmp_path / "net.onnx").nodes] == ["same", "same_1"]
+
+
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "missing" / "net.onnx"):
         with pytest.raises(ConvwrightError, match="cannot write"):

@@ -108,7 +108,9 @@ def _skeleton(graph: Graph) -> Any:
         for name in graph.outputs
     ]
     opsets = [helper.make_opsetid("", graph.opset), *(helper.make_opsetid(*item) for item in graph.domains.items())]
-    proto = helper.make_graph([node_proto(node) for node in graph.nodes], graph.name or "graph", inputs, outputs)
+    nodes = [node_proto(node) for node in graph.nodes]
+    _tell_apart(nodes)
+    proto = helper.make_graph(nodes, graph.name or "graph", inputs, outputs)
     model = helper.make_model(proto, opset_imports=opsets, producer_name="convwright")
     with contextlib.suppress(ValueError):
         model.ir_version = helper.find_min_ir_version_for(opsets)
@@ -122,6 +124,21 @@ def _skeleton(graph: Graph) -> Any:
     except onnx.checker.ValidationError as error:
         raise ConvwrightError(f"the graph is not valid ONNX: {str(error).strip().splitlines()[0]}") from error
     return model
+
+
+def _tell_apart(nodes: list[Any]) -> None:
+    """Number nodes of the same name: ONNX allows them, ONNX Runtime does not."""
+    taken = {node.name for node in nodes}
+    seen = set()
+    for node in nodes:
+        stem, number = node.name, 0
+        while node.name in seen:
+            number += 1
+            if f"{stem}_{number}" not in taken:
+                node.name = f"{stem}_{number}"
+                taken.add(node.name)
+        if node.name:
+            seen.add(node.name)
 
 
 def _varint(value: int) -> bytes:

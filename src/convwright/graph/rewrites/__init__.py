@@ -7,11 +7,12 @@ others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from ..graph import Graph
+from ..shapes import concrete_inputs
 from .activations import name_activations
 from .batch_norm import fold_affine
 from .channel_shuffle import name_channel_shuffles
@@ -47,13 +48,22 @@ REWRITES: tuple[Rewrite, ...] = (
 _ROUNDS = 8
 
 
-def simplify(graph: Graph) -> Graph:
+def fixed(graph: Graph, shapes: Mapping[str, Iterable[int]]) -> Graph:
+    """A copy of the graph whose inputs have these shapes."""
+    copy = graph.copy()
+    copy.inputs = concrete_inputs(graph, shapes)
+    return copy
+
+
+def simplify(graph: Graph, shapes: Mapping[str, Iterable[int]] | None = None) -> Graph:
     """An equal graph in the form that kernels are written for; the given one is left as it is, arrays are shared.
+
+    - `shapes`: of the inputs, by name, where the result has to serve these alone: arithmetic on shapes is then folded.
 
     Names of inputs and outputs stay. Results agree to rounding: weights that take a scale in are computed in float64
     and rounded once.
     """
-    editor = Editor(graph.copy())
+    editor = Editor(fixed(graph, shapes) if shapes else graph.copy())
     remove_dead(editor)
     # Weights may hold infinities; what they fold to is then no news.
     with np.errstate(all="ignore"):

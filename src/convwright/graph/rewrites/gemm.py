@@ -81,6 +81,7 @@ def _gemm(editor: Editor, node: Node) -> bool:
     if shapes is not None:
         editor.facts.note(product, result, shapes)
     editor.insert_before(node, Node("Gemm", inputs, [product], dict(_NORMAL), node.name))
+    node.name = ""
     editor.change(node, op="Add", inputs=[product, addend])
     return True
 

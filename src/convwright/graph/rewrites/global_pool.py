@@ -39,6 +39,7 @@ def _reduction(editor: Editor, node: Node) -> bool:
     pooled = editor.fresh(f"{node.outputs[0]}_pooled")
     editor.facts.note(pooled, source, tuple((*shape[:2], *(1,) * (rank - 2)) for shape in shapes))
     editor.insert_before(node, Node(_GLOBAL[node.op], [source], [pooled], {}, node.name))
+    node.name = ""
     editor.change(node, op="Flatten", inputs=[pooled], attributes={"axis": 1})
     return True
 
