@@ -45,9 +45,9 @@ class Int:
     def __add__(self, other: Integer) -> Int:
         return self if other == 0 else Int(self.k, self.k.b.add(self.value, self.k.int_value(other)))
 
-    def __mul__(self, other: Integer) -> Integer:
+    def __mul__(self, other: Integer) -> Int:
         if isinstance(other, int) and other in (0, 1):
-            return self if other else 0
+            return self if other else Int(self.k, ir.Constant(I64, 0))
         return Int(self.k, self.k.b.mul(self.value, self.k.int_value(other)))
 
     __radd__, __rmul__ = __add__, __mul__

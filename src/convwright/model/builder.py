@@ -32,15 +32,15 @@ _FLOAT = np.dtype(np.float32)
 class Step:
     """One row of the table: a kernel, its arguments, its work; or a Python function that does the work.
 
-    ``touches``: the memory read and written, as (buffer, first byte, last byte + 1, written, tag); steps whose tags differ
-    write disjoint parts of what they share.
+    ``touches``: the memory read and written, as (buffer, first byte, last byte + 1, written, tag); steps whose tags
+    differ write disjoint parts of what they share.
     """
 
     layer: Layer | None
     name: str
     family: ModuleType | None = None
     tile: Any = None
-    arguments: dict[str, int | Ref] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)  # integers and Refs
     items: int = 1
     touches: list[tuple[Buffer, int, int, bool, str]] = field(default_factory=list)
     python: Callable[..., None] | None = None
@@ -51,7 +51,9 @@ class Step:
 class Builder:
     """State of one plan: one graph, one set of input shapes, one number of threads."""
 
-    def __init__(self, graph: Graph, types: Inferred, weights: Weights, target: Target, threads: int, layers: list[Layer]):
+    def __init__(
+        self, graph: Graph, types: Inferred, weights: Weights, target: Target, threads: int, layers: list[Layer]
+    ) -> None:
         self.graph, self.types, self.weights = graph, types, weights
         self.target, self.threads, self.layers = target, threads, layers
         self.v = target.vector
@@ -66,7 +68,7 @@ class Builder:
     # -- values --------------------------------------------------------------------------------------------------------
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.types[name].shape)
+        return self.types[name].shape  # type: ignore[return-value]  # inferred shapes are concrete
 
     def is_plain(self, name: str) -> bool:
         """Whether the value exists as a plain array only."""
@@ -96,18 +98,18 @@ class Builder:
 
     def new_plain(self, name: str) -> Value:
         """Room for a row-major output: the caller's own array where the value is an output of the graph."""
-        info = self.types[name]
-        value = self._plain_room(tuple(info.shape), info.dtype, self._plain_buffer(name))
+        value = self.plain_room(self.shape(name), self.types[name].dtype, self._plain_buffer(name))
         self.values[name, False] = value
         return value
 
     def _plain_buffer(self, name: str) -> Buffer | None:
         if name not in self.graph.outputs or name in self.graph.inputs:
             return None
-        info = self.types[name]
-        return Buffer(info.dtype.itemsize * math.prod(info.shape), "output", self.graph.outputs.index(name))
+        nbytes = self.types[name].dtype.itemsize * math.prod(self.shape(name))
+        return Buffer(nbytes, "output", self.graph.outputs.index(name))
 
-    def _plain_room(self, shape: tuple[int, ...], dtype: np.dtype, buffer: Buffer | None = None) -> Value:
+    def plain_room(self, shape: tuple[int, ...], dtype: np.dtype, buffer: Buffer | None = None) -> Value:
+        """A new row-major tensor, in a buffer of its own where none is given."""
         return Value(shape, dtype, buffer or Buffer(dtype.itemsize * math.prod(shape)), blocked=False)
 
     def new_blocked(self, name: str) -> Value:
@@ -188,7 +190,7 @@ class Builder:
 
     def _unpacked(self, name: str) -> Value:
         source = self.values[name, True]
-        value = self._plain_room(source.shape, _FLOAT, self._plain_buffer(name))
+        value = self.plain_room(source.shape, _FLOAT, self._plain_buffer(name))
         high, wide = source.size
         rows, cols = (1, high * wide) if source.flat else (high, wide)
         tile = layout_kernels.conversion("unpack", source.channels, cols, self.target)
@@ -200,17 +202,18 @@ class Builder:
         chunks = min(rows, max(1, self.threads * 2 // max(1, x.n * blocks)))
         chunk_rows = -(-rows // chunks)
         plain = {"image": plane * x.channels, "plane": plane, "row": cols}
-        sides = {}
+        sides: dict[str, int] = {}
         for side, value in (("x", x), ("y", y)):
             if value.blocked:
                 sides |= {f"{side}_image": value.image, f"{side}_plane": value.block, f"{side}_row": value.row}
             else:
                 sides |= {f"{side}_{key}": stride for key, stride in plain.items()}
+        pieces = -(-rows // chunk_rows)
         arguments = {
-            "x": x.ref, "y": y.ref, "planes": blocks, "chunks": -(-rows // chunk_rows), "chunk_rows": chunk_rows,
+            "x": x.ref, "y": y.ref, "planes": blocks, "chunks": pieces, "chunk_rows": chunk_rows,
             "rows": rows, "cols": cols, "top": 0, "bottom": 0, "left": 0, "right": 0, **sides,
         }  # fmt: skip
-        items = x.n * blocks * arguments["chunks"]
+        items = x.n * blocks * pieces
         self.step(name, layout_kernels, tile, arguments, items, [x], [y], why="layout")
 
     def padded_planes(self, source: Value, halo: Halo) -> Value:
@@ -230,15 +233,16 @@ class Builder:
             rows = top + high + bottom
             chunks = min(rows, max(1, -(-2 * self.threads // (n * channels))))
             chunk_rows = -(-rows // chunks)
+            pieces = -(-rows // chunk_rows)
             arguments = {
-                "x": source.ref, "y": value.ref, "planes": channels, "chunks": -(-rows // chunk_rows),
+                "x": source.ref, "y": value.ref, "planes": channels, "chunks": pieces,
                 "chunk_rows": chunk_rows, "rows": high, "cols": wide,
                 "x_image": channels * high * wide, "x_plane": high * wide, "x_row": wide,
                 "y_image": value.image, "y_plane": plane, "y_row": row,
                 "top": top, "bottom": bottom, "left": left, "right": right,
             }  # fmt: skip
             tile = layout_kernels.conversion("pad", channels, wide, self.target)
-            items = n * channels * arguments["chunks"]
+            items = n * channels * pieces
             self.step("pad", layout_kernels, tile, arguments, items, [source], [value], why="padding")
         return value
 
@@ -256,7 +260,7 @@ class Builder:
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     def step(
-        self, name: str, family: ModuleType, tile: Any, arguments: dict[str, int | Ref], items: int,
+        self, name: str, family: ModuleType, tile: Any, arguments: dict[str, Any], items: int,
         reads: list[Value], writes: list[Value], why: str = "", macs: int = 0,
     ) -> None:  # fmt: skip
         touches = [self._touch(value, False) for value in reads] + [self._touch(value, True) for value in writes]
@@ -286,7 +290,7 @@ class Builder:
         return Ref(Buffer(array.nbytes, "static", array=array))
 
     def chunks(self, total: int, others: int, share: int = 2) -> int:
-        """Into how many pieces to cut ``total`` rows, given ``others`` independent items, so that all threads have work."""
+        """Into how many pieces to cut ``total`` rows, beside ``others`` independent items, so that all threads work."""
         return max(1, min(total, -(-share * self.threads // max(1, others))))
 
 

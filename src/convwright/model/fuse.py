@@ -58,7 +58,11 @@ def activation_of(node: Node) -> tuple[Any, ...] | None:
         case "Elu" | "Celu":
             return (node.op.lower(), float(get("alpha", 1.0)))
         case "Selu":
-            return ("selu", float(get("alpha", 1.67326319217681884765625)), float(get("gamma", 1.05070102214813232421875)))
+            return (
+                "selu",
+                float(get("alpha", 1.67326319217681884765625)),
+                float(get("gamma", 1.05070102214813232421875)),
+            )
         case "ThresholdedRelu":
             return ("thresholded_relu", float(get("alpha", 1.0)))
         case _:
@@ -90,8 +94,8 @@ _SIMPLE = {
 def layers_of(graph: Graph, types: Inferred, known: frozenset[str] | set[str] = frozenset()) -> list[Layer]:
     """The graph's layers in an order in which they can run.
 
-    ``known``: names of activations that kernels have; others are left as layers of their own. A layer into which something
-    was fused stands where the last fused operator stood, so that all it reads is there.
+    ``known``: names of activations that kernels have; others are left as layers of their own. A layer into which
+    something was fused stands where the last fused operator stood, so that all it reads is there.
     """
     readers = graph.consumers()
     outputs = set(graph.outputs)

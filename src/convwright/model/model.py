@@ -64,7 +64,7 @@ class Model:
         _models.add(self)
         shapes = [info.shape for info in graph.inputs.values()]
         if all(isinstance(size, int) for shape in shapes for size in shape):
-            self._program(tuple(tuple(shape) for shape in shapes))
+            self._program(tuple(shapes))  # type: ignore[arg-type]  # all sizes are integers
 
     # -- running -------------------------------------------------------------------------------------------------------
 

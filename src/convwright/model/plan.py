@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -27,10 +28,10 @@ def make_program(
     layers = layers_of(graph, types, set(ACTIVATIONS))
     b = Builder(graph, types, weights, target, threads, layers)
     rows = _prepare(b)
-    for name in graph.inputs:
-        info = types[name]
-        room = Buffer(info.dtype.itemsize * int(np.prod(info.shape, dtype=np.int64)), "input", list(graph.inputs).index(name))
-        b.values[name, False] = b._plain_room(tuple(info.shape), info.dtype, room)
+    for index, name in enumerate(graph.inputs):
+        dtype = types[name].dtype
+        room = Buffer(dtype.itemsize * math.prod(b.shape(name)), "input", index)
+        b.values[name, False] = b.plain_room(b.shape(name), dtype, room)
     for layer, row in zip(layers, rows, strict=True):
         b.layer = layer
         row.lower(b, layer)
@@ -39,12 +40,12 @@ def make_program(
         _hand_over(b, name)
     arena, bound = _place(b.steps)
     barriers = _barriers(b.steps)
-    outputs = [(name, types[name].dtype, tuple(types[name].shape)) for name in graph.outputs]
+    outputs = [(name, types[name].dtype, b.shape(name)) for name in graph.outputs]
     return link(b.steps, barriers, arena, bound, outputs, target, b.tables)
 
 
 def _prepare(b: Builder) -> list[lower.Row]:
-    """What has to be known before the first step: flattened inputs, concatenations in place, and halos, from the end."""
+    """What has to be known before the first step: flattened inputs, concatenations in place, halos."""
     producers = {name: layer for layer in b.layers for name in layer.node.outputs if name}
     producers |= {layer.output: layer for layer in b.layers}
     readers: dict[str, list[Layer]] = {}
@@ -78,7 +79,7 @@ def _hand_over(b: Builder, name: str) -> None:
     value = b.plain(name)
     if value.buffer.kind == "output" and b.graph.outputs[value.buffer.index] == name:
         return
-    room = b._plain_room(value.shape, value.dtype, Buffer(value.buffer.nbytes, "output", b.graph.outputs.index(name)))
+    room = b.plain_room(value.shape, value.dtype, Buffer(value.buffer.nbytes, "output", b.graph.outputs.index(name)))
 
     def copy(source: np.ndarray, target: np.ndarray) -> None:
         target[...] = source

@@ -15,8 +15,9 @@ ALIGNMENT = 64
 
 @dataclass(eq=False, slots=True)
 class Buffer:
-    """A stretch of memory. ``kind``: "arena" (placed by liveness), "input", "output" (the caller's), "static" (constant).
+    """A stretch of memory.
 
+    ``kind``: "arena" (placed by liveness), "input" or "output" (the caller's), "static" (constant).
     ``first`` and ``last``: the steps during which an arena buffer is in use. ``index``: which input or output.
     """
 
@@ -46,8 +47,9 @@ class Ref:
 class Value:
     """A tensor in memory.
 
-    ``shape`` is the tensor's own (ONNX) shape. Blocked tensors are ``[N][blocks][H][W][v]`` inside their halo, with strides
-    ``image``, ``block`` and ``row`` in floats; plain ones are row-major without gaps. ``offset`` is the byte of element 0.
+    ``shape`` is the tensor's own (ONNX) shape. Blocked tensors are ``[N][blocks][H][W][v]`` inside their halo, with
+    strides ``image``, ``block`` and ``row`` in floats; plain ones are row-major without gaps. ``offset`` is the byte of
+    element 0.
     """
 
     shape: tuple[int, ...]

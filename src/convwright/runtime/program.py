@@ -125,7 +125,9 @@ class Program:
         return seconds
 
 
-def _array(operand: tuple[Any, ...], arena: Arena, inputs: Sequence[np.ndarray], results: list[np.ndarray]) -> np.ndarray:
+def _array(
+    operand: tuple[Any, ...], arena: Arena, inputs: Sequence[np.ndarray], results: list[np.ndarray]
+) -> np.ndarray:
     """The array that an operand of a Python step names."""
     kind, index, offset, shape, dtype, array = operand
     if kind == "arena":
@@ -141,8 +143,8 @@ def link(
 ) -> Program:  # fmt: skip
     """Compile the steps' kernels and lay out their arguments.
 
-    A step has ``family`` (a module of ``kernels``), ``tile``, ``arguments`` (integers and references into buffers), ``items``,
-    or ``python`` and its operands.
+    A step has ``family`` (a module of ``kernels``), ``tile``, ``arguments`` (integers and references into buffers) and
+    ``items``, or ``python`` and its operands.
     """
     native = [step for step in steps if step.python is None]
     emitters = [_emitter(step.family, step.tile, target) for step in native]

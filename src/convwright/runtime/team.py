@@ -1,11 +1,11 @@
 """The team of threads: one parallel region an inference.
 
 Every thread walks the same table of steps, does its share of each step's work items, and meets the others at a barrier
-where the table asks for one. The threads are native and run generated code only: they never hold Python's lock. A thread
-that waits spins for a bounded time and then sleeps in the kernel (futex), so nothing spins when idle.
+where the table asks for one. The threads are native and run generated code only: they never hold Python's lock. A
+thread that waits spins for a bounded time and then sleeps in the kernel (futex), so nothing spins when idle.
 
-The table is an int64 array ``[steps][STEP_COLUMNS]``: address of the kernel, address of its arguments, number of work items,
-whether a barrier follows.
+The table is an int64 array ``[steps][STEP_COLUMNS]``: address of the kernel, address of its arguments, number of work
+items, whether a barrier follows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llvmlite.ir.instructions import StoreAtomicInstr
 
 from convwright.codegen.jit import compile_kernel
 from convwright.codegen.lang import I32, I64, PTR, Int, Kernel
-from convwright.codegen.target import Target, host_target
+from convwright.codegen.target import host_target
 from convwright.errors import ConvwrightError
 from convwright.runtime.machine import cores
 
@@ -70,9 +70,8 @@ class _Synchronised(Kernel):
         if "syscall" not in self._declared:
             kind = ir.FunctionType(I64, [I64], var_arg=True)
             self._declared["syscall"] = ir.Function(self.module, kind, "syscall")
-        zero = ir.Constant(I64, 0)
-        words = [ir.Constant(I64, _FUTEX), address, ir.Constant(I64, operation), self.int_value(value), zero, zero, zero]
-        self.b.call(self._declared["syscall"], words)
+        number, what, zero = (ir.Constant(I64, word) for word in (_FUTEX, operation, 0))
+        self.b.call(self._declared["syscall"], [number, address, what, self.int_value(value), zero, zero, zero])
 
     def wait_while(self, shared: ir.Value, place: int, old: Int) -> None:
         """Until the field is no longer ``old``: spin, then sleep."""
@@ -113,18 +112,17 @@ class _Synchronised(Kernel):
             with others:
                 self.wait_while(shared, _PHASE, phase)
 
-    def walk(self, shared: ir.Value, steps: ir.Value, count: Int, thread: Int | int) -> None:
+    def walk(self, shared: ir.Value, steps: ir.Value, count: Int, thread: Int) -> None:
         """This thread's share of every step of the table."""
         threads = self.read(self.field(shared, _THREADS))
         kind = ir.FunctionType(ir.VoidType(), [PTR, I64, I64, I64])
         with self.loop(0, count) as step:
             function, arguments, items, meet = (self.load_int(steps, step * STEP_COLUMNS + i) for i in range(4))
-            begin = Int(self, self.int_value(items * thread)) // threads
-            end = items * (thread + 1) // threads
+            begin, end = items * thread // threads, items * (thread + 1) // threads
             with self.when(begin < end):
                 callee = _Callable(self.b.inttoptr(function.value, PTR), kind)
                 where = self.b.inttoptr(arguments.value, PTR)
-                self.b.call(callee, [where, begin.value, end.value, self.int_value(thread)])
+                self.b.call(callee, [where, begin.value, end.value, thread.value])
             with self.when(self.b.and_((meet * -1) < 0, (threads * -1) < -1)):
                 self.barrier(shared, threads)
 
@@ -145,7 +143,7 @@ def _build_runner() -> ir.Module:
     k.write(k.end, k.field(shared, _COUNT))
     with k.when((k.read(k.field(shared, _THREADS)) * -1) < -1):
         k.announce(shared, _JOB, k.read(k.field(shared, _JOB)) + 1)
-    k.walk(shared, steps, k.end, 0)
+    k.walk(shared, steps, k.end, Int(k, ir.Constant(I64, 0)))
     with k.when((k.read(k.field(shared, _THREADS)) * -1) < -1):
         k.barrier(shared, k.read(k.field(shared, _THREADS)))
     return k.finish()
@@ -201,7 +199,8 @@ class Team:
         error = libc.pthread_create(ctypes.addressof(handle), None, worker, own.ctypes.data)
         if error:
             self.stop()
-            raise ConvwrightError(f"could not start thread {len(self._handles) + 2} of {self.threads}: {os.strerror(error)}")
+            number, reason = len(self._handles) + 2, os.strerror(error)
+            raise ConvwrightError(f"could not start thread {number} of {self.threads}: {reason}")
         self._handles.append(handle)
 
     def run(self, table: np.ndarray, first: int, count: int) -> None:

@@ -1,8 +1,8 @@
 """Convolutions side by side: a split, a convolution on each part, a concatenation of the results.
 
 Where the parts are alike this is one grouped convolution (ResNeXt's equivalence, arXiv 1611.05431, figure 3), as in the
-grouped pointwise layers of MixNet. Where they are not, an activation behind the concatenation goes in front of it, to each
-convolution, which can then apply it to what it has in registers.
+grouped pointwise layers of MixNet. Where they are not, an activation behind the concatenation goes in front of it, to
+each convolution, which can then apply it to what it has in registers.
 """
 
 from __future__ import annotations
@@ -34,24 +34,20 @@ def _group(editor: Editor, concat: Node) -> bool:
         return False
     if not all(editor.private(name) for name in split.outputs):
         return False
-    weights = [editor.constant(conv.inputs[1]) for conv in parts]
-    biases = [editor.constant(conv.input(2)) for conv in parts]
-    first = weights[0]
-    for conv, weight, bias in zip(parts, weights, biases, strict=True):
-        if weight is None or first is None or weight.shape != first.shape or weight.dtype != first.dtype:
-            return False
-        if (
-            _settings(conv) != _settings(parts[0])
-            or (bias is None) != (biases[0] is None)
-            or bool(conv.input(2)) != (bias is not None)
-        ):
-            return False
+    weights = [array for array in (editor.constant(conv.inputs[1]) for conv in parts) if array is not None]
+    biases = [array for array in (editor.constant(conv.input(2)) for conv in parts) if array is not None]
+    if len({(array.shape, array.dtype) for array in weights}) != 1 or len(weights) < len(parts):
+        return False
+    if any(_settings(conv) != _settings(parts[0]) for conv in parts):
+        return False
+    if len(biases) != (len(parts) if any(conv.input(2) for conv in parts) else 0):
+        return False
     groups = parts[0].attributes.get("group", 1)
     sizes = editor.constant(split.input(1))
-    if sizes is None or len(set(sizes.tolist())) != 1 or int(sizes[0]) != first.shape[1] * groups:
+    if sizes is None or len(set(sizes.tolist())) != 1 or int(sizes[0]) != weights[0].shape[1] * groups:
         return False
     inputs = [split.inputs[0], editor.add_constant(f"{parts[0].inputs[1]}_grouped", np.concatenate(weights))]
-    if biases[0] is not None:
+    if biases:
         inputs.append(editor.add_constant(f"{parts[0].inputs[2]}_grouped", np.concatenate(biases)))
     attributes = dict(parts[0].attributes) | {"group": groups * len(parts)}
     editor.change(concat, op="Conv", inputs=inputs, attributes=attributes)
