@@ -25,6 +25,7 @@ from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
 
 Masks = list[ir.Value | None]
+UNROLL = 4  # channels in one turn of the inner loop
 
 ARGUMENTS = Arguments(
     "x w bias y table residual",
@@ -70,8 +71,8 @@ class DirectTile:
         several taps share in registers, and spill the sums.
         """
         if not self.planar:
-            return 4
-        return min(4, self.pixel_step // self.tap_step) if self.pixel_step % self.tap_step == 0 else 1
+            return UNROLL
+        return min(UNROLL, self.pixel_step // self.tap_step) if self.pixel_step % self.tap_step == 0 else 1
 
     @property
     def key(self) -> str:
@@ -108,18 +109,25 @@ def emit(tile: DirectTile, target: Target) -> ir.Module:
                 top = k.minimum((pixel_tile // a.col_tiles) * tile.rows, a.out_rows - tile.rows)
                 left = k.minimum((pixel_tile % a.col_tiles) * tile.cols, a.out_cols - tile.cols)
                 corner = k.advance(x, top * a.x_row + left * tile.pixel_step)
-                sums = _sum_tile(k, a, tile, corner, w, bias, channel, masks)
+                sums = _sum_tile(k, a, tile, corner, w, bias, channel, masks, pixel_tile % UNROLL)
                 _store_tile(k, a, tile, sums, y, residual, top, left, masks)
     return k.finish()
 
 
 def _sum_tile(
-    k: Kernel, a: Reader, tile: DirectTile, corner: ir.Value, w: ir.Value, bias: ir.Value, channel: Int, masks: Masks
-) -> list[list[ir.Value]]:
-    """The sums ``[pixel][out]`` of one register tile, bias included."""
+    k: Kernel, a: Reader, tile: DirectTile, corner: ir.Value, w: ir.Value, bias: ir.Value, channel: Int, masks: Masks,
+    quarter: Int,
+) -> list[list[ir.Value]]:  # fmt: skip
+    """The sums ``[pixel][out]`` of one register tile, bias included.
+
+    Meanwhile the weights of the next output tile come from memory to the second-level cache: a ``quarter`` of them with
+    each of four pixel tiles, a line for every four that are used. Measured on 7 x 7 pixels with 2048 x 512 weights: without
+    this the first pixel tile waits for memory and the layer takes half as long again.
+    """
     initial = [k.load(bias, out * k.v, masks[out]) for out in range(tile.outs)]
     sums = [[k.variable(vector) for vector in initial] for _ in range(tile.rows * tile.cols)]
     weights = k.variable(w)
+    coming = k.variable(k.advance(w, a.w_out * tile.outs + quarter * (a.w_out // (UNROLL * k.v) * k.v)))
 
     def run(x: ir.Value, count: Integer) -> None:
         """Add ``count`` values of the reduction that follow each other in the input, ``tap_step`` floats apart."""
@@ -142,6 +150,10 @@ def _sum_tile(
                 for vector, accumulator in zip(vectors, accumulators, strict=True):
                     accumulator.set(k.fma(value, vector, accumulator.get()))
         weights.set(k.advance(now, unroll * k.v))
+        if unroll == UNROLL:
+            for out in range(tile.outs):
+                k.prefetch(coming.get(), a.w_out * out, locality=2)
+            coming.set(k.advance(coming.get(), k.v))
 
     if tile.planar:
         with k.loop(channel, channel + a.channels) as plane, k.loop(0, a.taps_high) as tap_row:
