@@ -1,12 +1,12 @@
 """Depthwise convolution (one filter a channel) on channel-blocked activations.
 
 The lanes of a vector are channels and never mix. A tile is ``cols`` neighbouring output pixels of one row; every input
-vector of a row is loaded once and used by all the taps that it meets (for 3x3 at stride 1: three), and the row's weights
-stay in registers. The number of kernel rows is an argument, the kernel's width is baked in. Wide kernels, whose row of
-weights does not fit the register file, loop over their taps instead (``unrolled=False``).
+vector of a row is loaded once and used by all the taps that it meets (for 3x3 at stride 1: three), and the row's
+weights stay in registers. The number of kernel rows is an argument, the kernel's width is baked in. Wide kernels, whose
+row of weights does not fit the register file, loop over their taps instead (``unrolled=False``).
 
-Weights are packed ``[block][kh][kw][v]``. The source of the idea of holding filter rows in registers: any register-blocked
-stencil; the limits that choose ``cols`` are in ``choose_cols``.
+Weights are packed ``[block][kh][kw][v]``. The source of the idea of holding filter rows in registers: any
+register-blocked stencil; the limits that choose ``cols`` are in ``choose_cols``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from convwright.codegen.lang import Kernel
+from convwright.codegen.lang import Kernel, Variable
 from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
-from convwright.kernels.arguments import Arguments
+from convwright.kernels.arguments import Arguments, Reader
 
 ARGUMENTS = Arguments(
     "x w bias y residual",
@@ -60,7 +60,8 @@ def fits_registers(width: int, target: Target) -> bool:
 def choose_cols(out_cols: int, width: int, target: Target) -> int:
     """Output pixels of the tile: as many as registers allow, dividing the row with the least work done twice."""
     held = width if fits_registers(width, target) else 1
-    most = min(out_cols, max(1, target.registers - held - 2), 14)
+    # Without fused multiply-add there is a product besides, and LLVM loads a vector ahead.
+    most = min(out_cols, max(3, target.registers - held - (2 if target.has_fma else 4)), 14)
     return min(range(max(1, most // 2), most + 1), key=lambda cols: (-(-out_cols // cols) * (cols + 2), -cols))
 
 
@@ -97,14 +98,14 @@ def emit(tile: DepthwiseTile, target: Target) -> ir.Module:
     return k.finish()
 
 
-def _sum_row(k, tile: DepthwiseTile, sums, x_row: ir.Value, w_row: ir.Value, a) -> None:
+def _sum_row(k: Kernel, tile: DepthwiseTile, sums: list[Variable], x_row: ir.Value, w_row: ir.Value, a: Reader) -> None:
     """Add one row of taps to the tile's sums."""
     if not tile.unrolled:
-        with k.loop(0, a.taps_wide) as tap:
-            weight = k.load(w_row, tap * k.v)
-            x_tap = k.advance(x_row, tap * a.x_tap_col)
-            for col, total in enumerate(sums):
-                total.set(k.fma(k.load(x_tap, col * tile.stride * k.v), weight, total.get()))
+        with k.loop(0, a.taps_wide) as at:
+            weight = k.load(w_row, at * k.v)
+            x_tap = k.advance(x_row, at * a.x_tap_col)
+            for pixel, total in enumerate(sums):
+                total.set(k.fma(k.load(x_tap, pixel * tile.stride * k.v), weight, total.get()))
         return
     weights = [k.load(w_row, tap * k.v) for tap in range(tile.width)]
     users: dict[int, list[tuple[int, int]]] = {}

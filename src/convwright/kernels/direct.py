@@ -1,14 +1,14 @@
 """Direct convolution on channel-blocked activations; pointwise and fully connected layers are its special cases.
 
-A register tile of ``rows x cols`` output pixels by ``outs`` vectors of output channels is summed over all input channels
-and taps, one broadcast input value and ``outs`` weight vectors at a time:
+A register tile of ``rows x cols`` output pixels by ``outs`` vectors of output channels is summed over all input
+channels and taps, one broadcast input value and ``outs`` weight vectors at a time:
 
     acc[pixel][out] += x[channel, pixel * stride + tap * dilation] * w[out][channel, tap]
 
 Sizes, strides, dilation and the number of taps are arguments of the kernel: one kernel serves every layer whose tile,
-horizontal stride and epilogue agree. Tiles at the right and bottom edge are moved back inside and compute some pixels twice,
-so there is no code for tails. Channels beyond ``in_channels`` in the last block are never read: a NaN in a lane that means
-nothing must not reach one that does.
+horizontal stride and epilogue agree. Tiles at the right and bottom edge are moved back inside and compute some pixels
+twice, so there is no code for tails. Channels beyond ``in_channels`` in the last block are never read: a NaN in a lane
+that means nothing must not reach one that does.
 
 Weights are packed ``[output vector][channel][kh][kw][lane of the input block][v]``, read strictly forwards.
 """
@@ -121,8 +121,8 @@ def _sum_tile(
     """The sums ``[pixel][out]`` of one register tile, bias included.
 
     Meanwhile the weights of the next output tile come from memory to the second-level cache: a ``quarter`` of them with
-    each of four pixel tiles, a line for every four that are used. Measured on 7 x 7 pixels with 2048 x 512 weights: without
-    this the first pixel tile waits for memory and the layer takes half as long again.
+    each of four pixel tiles, a line for every four that are used. Measured on 7 x 7 pixels with 2048 x 512 weights:
+    without this the first pixel tile waits for memory and the layer takes half as long again.
     """
     initial = [k.load(bias, out * k.v, masks[out]) for out in range(tile.outs)]
     sums = [[k.variable(vector) for vector in initial] for _ in range(tile.rows * tile.cols)]
@@ -175,9 +175,20 @@ def _sum_tile(
     return [[accumulator.get() for accumulator in accumulators] for accumulators in sums]
 
 
-def _store_tile(k, a, tile, sums, y, residual, top, left, masks) -> None:
+def _store_tile(
+    k: Kernel,
+    a: Reader,
+    tile: DirectTile,
+    sums: list[list[ir.Value]],
+    y: ir.Value,
+    residual: ir.Value,
+    top: Integer,
+    left: Integer,
+    masks: Masks,
+) -> None:
+    row = col = Int(k, k.int_value(left))
     if tile.wrap:  # the first pixel's row and column in the output; the others follow one by one
-        row, col = left // a.wrap_cols, left % a.wrap_cols
+        row, col = row // a.wrap_cols, col % a.wrap_cols
     for pixel, vectors in enumerate(sums):
         if tile.wrap:
             y_at, r_at = row * a.y_row + col * k.v, row * a.r_row + col * k.v

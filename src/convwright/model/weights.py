@@ -34,11 +34,11 @@ def entries_of(out_channels: int, groups: int, v: int) -> list[Entry]:
     if groups == 1:
         return [Entry(0, block, 0, v) for block in range(-(-out_channels // v))]
     own = out_channels // groups
-    entries = []
+    entries: list[Entry] = []
     for group in range(groups):
         start, stop = group * own, (group + 1) * own
-        for block in range(start // v, -(-stop // v)):
-            entries.append(Entry(group, block, max(start - block * v, 0), min(stop - block * v, v)))
+        blocks = range(start // v, -(-stop // v))
+        entries += [Entry(group, block, max(start - block * v, 0), min(stop - block * v, v)) for block in blocks]
     return entries
 
 
@@ -94,7 +94,7 @@ def pack_direct(weight: np.ndarray, groups: int, v: int) -> np.ndarray:
 def unpack_direct(packed: np.ndarray, shape: tuple[int, ...], groups: int, v: int) -> np.ndarray:
     """The inverse of ``pack_direct``."""
     weight = np.empty(shape, np.float32)
-    own_out, own_in, kh, kw = shape[0] // groups, *shape[1:]
+    own_in, kh, kw = shape[1:]
     done = 0
     for place, entry in enumerate(entries_of(shape[0], groups, v)):
         lanes = min(entry.high - entry.low, shape[0] - done)

@@ -1,0 +1,118 @@
+"""Depthwise convolutions against float64, on every target: planned as a model plans them, every buffer beside an
+unreadable page, and NaN in all memory that means nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from convwright.codegen.target import Target
+from convwright.kernels import depthwise
+from convwright.spec import ConvSpec
+from tests.convolutions import (
+    RESIDUAL,
+    SIZES,
+    WIDER,
+    Case,
+    compare,
+    random_epilogue,
+    random_size,
+    random_window,
+)  # fmt: skip
+from tests.kernels import each_target
+
+
+def depthwise_spec(channels: int, kernel: tuple[int, ...], **options: object) -> ConvSpec:
+    return ConvSpec(channels, channels, kernel, groups=channels, **options)  # type: ignore[arg-type]
+
+
+def random_case(seed: int, target: Target) -> Case:
+    rng = np.random.default_rng(seed)
+    v = target.vector
+    channels = int(rng.choice([2, 3, v - 1, v, v + 1, 2 * v + 3]))
+    window = random_window(rng, 1 if rng.random() < 0.2 else 2, 7)
+    spec = depthwise_spec(channels, **window, bias=bool(rng.random() < 0.7))
+    return Case(
+        spec,
+        batch=int(rng.integers(1, 4)),
+        size=random_size(rng, spec),
+        epilogue=random_epilogue(rng),
+        inside=bool(rng.random() < 0.5),
+        halo=bool(rng.random() < 0.2),
+        threads=int(rng.integers(1, 4)),
+        at_end=bool(rng.random() < 0.5),
+        seed=seed,
+    )
+
+
+@each_target
+@pytest.mark.parametrize("start", range(0, 60, 20))
+def test_random_convolutions(target: Target, start: int) -> None:
+    for seed in range(start, start + 20):
+        random_case(seed, target).check(target)
+
+
+@pytest.mark.long
+@each_target
+@pytest.mark.parametrize("start", range(1000, 2000, 100))
+def test_many_random_convolutions(target: Target, start: int) -> None:
+    for seed in range(start, start + 100):
+        random_case(seed, target).check(target)
+
+
+@each_target
+@pytest.mark.parametrize("stride", [1, 2])
+def test_sizes_around_the_tile(target: Target, stride: int) -> None:
+    for number, size in enumerate((*SIZES, *WIDER)):
+        spec = depthwise_spec(target.vector + 1, (3, 3), stride=stride, padding=1)
+        Case(spec, 1, (1 + number % 4, size), (("relu",),), at_end=number % 2 == 0).check(target)
+
+
+@each_target
+@pytest.mark.parametrize("width", [9, 11, 13, 27, 31])
+def test_wide_kernels(target: Target, width: int) -> None:
+    """On both sides of the width whose weights are held in registers."""
+    for dilation in (1, 2):
+        spec = depthwise_spec(target.vector + 1, (1, width), padding=((0, 0), (width, width)), dilation=dilation)
+        case = Case(spec, 2, (2, 33), at_end=dilation == 1)
+        inputs, constants = case.arrays()
+        tiles = case.plan(inputs, constants, target).tiles(depthwise)
+        assert [tile.unrolled for tile in tiles] == [depthwise.fits_registers(width, target)]
+        case.check(target)
+
+
+@each_target
+def test_corners(target: Target) -> None:
+    v = target.vector
+    for number, spec in enumerate(
+        [
+            depthwise_spec(2, (1, 1)),
+            depthwise_spec(v, (1, 1), stride=(2, 3)),
+            depthwise_spec(v - 1, (2, 2), stride=(5, 3)),
+            depthwise_spec(2 * v + 3, (2, 5), stride=(3, 1), dilation=(1, 3), padding=((0, 3), (4, 1))),
+            depthwise_spec(v + 1, (9, 14)),
+            depthwise_spec(3, (2, 2), padding=5),
+        ]
+    ):
+        for batch in (1, 3):
+            epilogue = (("relu",), RESIDUAL) if number % 2 else (RESIDUAL, ("relu",))
+            case = Case(spec, batch, (9, 14), epilogue, threads=batch, at_end=batch == 1, seed=number)
+            inputs, constants = case.arrays()
+            assert case.plan(inputs, constants, target).tiles(depthwise)
+            case.check(target)
+
+
+@each_target
+def test_nan_and_infinity_stay_in_their_channel_and_window(target: Target) -> None:
+    rng = np.random.default_rng(7)
+    for kernel in ((3, 3), (1, 31)):
+        spec = depthwise_spec(target.vector + 1, kernel, padding=tuple(k // 2 for k in kernel))
+        case = Case(spec, 2, (9, 14), (RESIDUAL, ("relu",)))
+        inputs, constants = case.arrays()
+        plan = case.plan(inputs, constants, target)
+        for value in (np.nan, np.inf, -np.inf):
+            for name in ("x", "r"):
+                changed = {key: array.copy() for key, array in inputs.items()}
+                changed[name][tuple(rng.integers(0, changed[name].shape))] = value
+                expected, bound = case.expected(changed, constants)
+                compare(case.run(plan, changed)[0], expected, bound, (name, value, spec))

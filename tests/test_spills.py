@@ -1,0 +1,144 @@
+"""The innermost loops of the kernels keep their vectors in registers, on every target.
+
+What is counted: in the assembly, instructions with a vector register that touch the stack, in basic blocks that branch
+back to themselves. Spills of integers, and of vectors outside the innermost loops (a tile's sums while it is stored,
+masks), are allowed: they cost nothing that a measurement shows.
+
+With 32 registers there is none. With 16, LLVM's scheduler sometimes loads ahead for a register more than there is; what
+that costs was lost in the noise of tiles of 10 to 14 pixels, so a small share of a loop's vector instructions is let
+pass. The maximum pools, which watch for NaN beside their work, have a larger one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from convwright.codegen.jit import assembly
+from convwright.codegen.target import NAMES, Target, target_named
+from convwright.kernels import depthwise, direct, elementwise, pool
+from convwright.model.tiles import choose_tile
+
+pytestmark = pytest.mark.skipif(target_named("generic").registers > 16, reason="reads x86 assembly")
+all_targets = pytest.mark.parametrize("target", [pytest.param(target_named(name), id=name) for name in NAMES])
+
+VECTOR = re.compile(r"%[xyz]mm\d")
+
+
+def innermost_loops(text: str) -> Iterator[list[str]]:
+    """The lines of each basic block that branches to itself."""
+    name = ""
+    block: list[str] = []
+    for line in text.splitlines():
+        label = re.match(r"(\.L\w+):", line)
+        if label:
+            name, block = label[1], []
+        block.append(line)
+        jump = re.match(r"\s+j\w+\s+(\.L\w+)", line)
+        if jump and jump[1] == name:
+            yield block
+
+
+def share_of_spills(emit: Callable[[Any, Target], Any], tile: Any, target: Target) -> float:
+    """The largest share of the vector instructions of an innermost loop that touch the stack."""
+    text = assembly(tile.key, lambda: emit(tile, target), target)
+    # %rbp points into the stack only where the function has a frame; else it is a register like others.
+    has_frame = re.search(r"movq\s+%rsp, %rbp", text) is not None
+    stack = re.compile(r"\(%rsp[,)]|\(%rbp[,)]" if has_frame else r"\(%rsp[,)]")
+    loops = [[line for line in loop if VECTOR.search(line)] for loop in innermost_loops(text)]
+    shares = [sum(bool(stack.search(line)) for line in loop) / len(loop) for loop in loops if loop]
+    assert shares, f"{tile} has no innermost loop on vectors"
+    return max(shares)
+
+
+def spilling(family: Any, tiles: Iterable[Any], target: Target, allowed: float = 0.125) -> dict[str, float]:
+    """The tiles whose loops spill more than is allowed, and how much."""
+    allowed = 0.0 if target.registers >= 32 else allowed
+    found = {str(tile): share_of_spills(family.emit, tile, target) for tile in tiles}
+    return {tile: share for tile, share in found.items() if share > allowed}
+
+
+# Output size and channels of layers of well-known networks, and the pixels of their pointwise layers in one row.
+LAYERS = [
+    (112, 112, 64), (56, 56, 64), (28, 28, 128), (14, 14, 256), (7, 7, 512), (1, 12544, 32), (1, 3136, 24),
+    (1, 784, 144), (1, 196, 512), (1, 49, 1024), (1, 1, 1000), (8, 1, 1000), (55, 55, 96), (27, 27, 256),
+    (13, 13, 384), (35, 35, 96), (17, 17, 192), (8, 8, 320),
+    (33, 33, 8), (9, 9, 16), (5, 5, 12), (2, 2, 64), (300, 200, 3), (1, 500, 1),
+]  # fmt: skip
+MORE_SIZES: list[tuple[int, int]] = [
+    *itertools.product(range(1, 10), range(1, 10)),
+    *((1, size) for size in range(10, 40)),
+    (64, 64),
+    (50, 70),
+]
+MORE_LAYERS = [(rows, cols, channels) for rows, cols in MORE_SIZES for channels in (1, 16, 32, 48, 96, 128)]
+
+
+def direct_tiles(layers: list[tuple[int, int, int]], target: Target, masked: bool = False) -> list[direct.DirectTile]:
+    v = target.vector
+    shapes = dict.fromkeys(choose_tile(rows, cols, -(-k // v), 1, 576, target) for rows, cols, k in layers)
+    sizes = dict.fromkeys((shape.rows, shape.cols, shape.outs) for shape in shapes)
+    tiles = []
+    for rows, cols, outs in sizes:
+        tiles.append(direct.DirectTile(rows, cols, outs, v))
+        tiles.append(direct.DirectTile(rows, cols, outs, 2 * v, taps=False, epilogue=(("residual",), ("silu",))))
+        tiles.append(direct.DirectTile(rows, cols, outs, 2, planar=True))
+        if masked:
+            tiles.append(direct.DirectTile(rows, cols, outs, v, masked=True))
+    return tiles
+
+
+@all_targets
+def test_direct(target: Target) -> None:
+    assert not spilling(direct, direct_tiles(LAYERS, target), target)
+
+
+@pytest.mark.long
+@all_targets
+def test_direct_at_many_sizes(target: Target) -> None:
+    assert not spilling(direct, direct_tiles(MORE_LAYERS, target, masked=True), target)
+
+
+@all_targets
+def test_depthwise(target: Target) -> None:
+    tiles = []
+    rows = [
+        (1, 1, 1),
+        (3, 1, 1),
+        (3, 2, 1),
+        (3, 1, 2),
+        (5, 1, 1),
+        (5, 2, 1),
+        (7, 1, 1),
+        (7, 2, 1),
+        (9, 1, 1),
+        (31, 1, 1),
+    ]
+    for width, stride, dilation in rows:
+        unrolled = depthwise.fits_registers(width, target)
+        cols = sorted({depthwise.choose_cols(size, width, target) for size in (112, 56, 28, 14, 7)})
+        baked = (width, stride, dilation) if unrolled else (0, stride, 0)
+        tiles += [depthwise.DepthwiseTile(size, *baked, unrolled) for size in cols]
+    assert not spilling(depthwise, dict.fromkeys(tiles), target)
+
+
+@all_targets
+def test_pool(target: Target) -> None:
+    windows = [(2, 2, 1), (3, 2, 1), (3, 1, 1), (5, 1, 1), (1, 2, 1), (3, 1, 2), (13, 1, 1)]
+    tiles = [pool.pool_of(kind, *window, False, target) for window in windows for kind in (True, False)]
+    assert not spilling(pool, [*tiles, pool.GlobalPool(True), pool.GlobalPool(False)], target, allowed=0.25)
+
+
+@all_targets
+def test_elementwise(target: Target) -> None:
+    chains: list[elementwise.Expression] = [
+        ("add", 0, 1), ("relu", ("add", ("mul", 0, 1), 2)), ("mul", 0, ("sigmoid", 1)),
+        ("clip", ("add", 0, 1), 0.0, 6.0), ("hard_swish", 0), ("add", 0, ("mul", 1, 2)),
+    ]  # fmt: skip
+    operands = (("full", "full", "full"), ("full", "channel", "channel"))
+    tiles = [elementwise.Elementwise(chain, kinds) for chain in chains for kinds in operands]
+    assert not spilling(elementwise, tiles, target)
