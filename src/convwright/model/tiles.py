@@ -28,19 +28,35 @@ class Shape:
     cycles: float
 
 
+def most_pixels(outs: int, target: Target) -> int:
+    """How many pixels by ``outs`` vectors can be summed in registers.
+
+    Besides the sums there are the weights, the input value and, without fused multiply-add, a product. Where there are
+    16 registers LLVM wants a few more for tiles of one or two vectors, whose inputs it loads ahead.
+    """
+    free = target.registers - outs - (1 if target.has_fma else 2)
+    if target.registers < 32:
+        free -= (3 if outs == 1 else 0) if target.has_fma else (4 if outs <= 2 else 0)
+    return min(free // outs, 28)
+
+
+def tallest(outs: int, target: Target) -> int:
+    """The most rows of a tile. With 16 registers, tiles of one vector and several rows spill more than flat ones."""
+    return 2 if target.registers < 32 and outs == 1 else 4
+
+
 @lru_cache(maxsize=4096)
 def choose_tile(
     out_rows: int, out_cols: int, vectors: int, groups: int, reduction: int, target: Target
 ) -> Shape:
     """The cheapest tile for ``out_rows x out_cols`` pixels and ``vectors`` output vectors in each of ``groups`` groups."""
     best: Shape | None = None
-    temporary = 1 if target.has_fma else 2
     for outs in _OUTS:
         if outs > vectors:
             break
         tiles_out = -(-vectors // outs) * groups
-        most = min((target.registers - outs - temporary) // outs, 28)
-        for rows in range(1, min(out_rows, 4, most) + 1):
+        most = most_pixels(outs, target)
+        for rows in range(1, min(out_rows, tallest(outs, target), most) + 1):
             for cols in range(1, min(out_cols, most // rows) + 1):
                 pixels = rows * cols
                 step = max(
