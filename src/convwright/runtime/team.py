@@ -1,7 +1,7 @@
 """The team of threads: one parallel region an inference.
 
-Every thread walks the same table of steps, does its share of each step's work items, and meets the others at a barrier
-where the table asks for one. The threads are native and run generated code only: they never hold Python's lock. A
+Every thread walks the same table of steps, does its share of each step's work items, helps those that are behind, and
+meets the others at a barrier where the table asks for one. The threads are native and run generated code only: they never hold Python's lock. A
 thread that waits spins for a bounded time and then sleeps in the kernel (futex), so nothing spins when idle.
 
 The table is an int64 array ``[steps][STEP_COLUMNS]``: address of the kernel, address of its arguments, number of work
@@ -32,7 +32,11 @@ from convwright.runtime.machine import cores
 
 STEP_COLUMNS = 4
 _LINE = 8  # int64 a cache line: each field that threads fight over has a line of its own
-_JOB, _ARRIVED, _PHASE, _SLEEPERS, _STEPS, _COUNT, _THREADS, _SPINS, _STOP = (_LINE * place for place in range(9))
+_FIELDS = 10
+_JOB, _ARRIVED, _PHASE, _SLEEPERS, _STEPS, _COUNT, _THREADS, _SPINS, _STOP, _CURSORS = (
+    _LINE * place for place in range(_FIELDS)
+)
+_PIECES = 4  # into which a thread's share of a step is cut, so that others can take over what it has not begun
 _FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if sys.platform == "linux" else None
 _FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # the process-private operations
 _MOST_THREADS = 1024
@@ -113,18 +117,54 @@ class _Synchronised(Kernel):
                 self.wait_while(shared, _PHASE, phase)
 
     def walk(self, shared: ir.Value, steps: ir.Value, count: Int, thread: Int) -> None:
-        """This thread's share of every step of the table."""
+        """Every step of the table: this thread's share, piece by piece, then pieces of shares not yet finished.
+
+        ``cursors[step][owner]`` says how far an owner's share has been taken, by whomever. Owners set theirs back to zero
+        once a barrier has shown that the step is over.
+        """
         threads = self.read(self.field(shared, _THREADS))
-        kind = ir.FunctionType(ir.VoidType(), [PTR, I64, I64, I64])
+        cursors = self.b.inttoptr(self.read(self.field(shared, _CURSORS)).value, PTR)
+        settled = self.variable(0)
         with self.loop(0, count) as step:
             function, arguments, items, meet = (self.load_int(steps, step * STEP_COLUMNS + i) for i in range(4))
-            begin, end = items * thread // threads, items * (thread + 1) // threads
-            with self.when(begin < end):
-                callee = _Callable(self.b.inttoptr(function.value, PTR), kind)
-                where = self.b.inttoptr(arguments.value, PTR)
-                self.b.call(callee, [where, begin.value, end.value, thread.value])
+            with self.loop(0, threads) as ahead:
+                owner = (thread + ahead) % threads
+                cursor = self.line(cursors, step * threads + owner)
+                self.take(function, arguments, items * owner // threads, items * (owner + 1) // threads, cursor, thread)
             with self.when(self.b.and_((meet * -1) < 0, (threads * -1) < -1)):
                 self.barrier(shared, threads)
+                with self.loop(settled.get(), step + 1) as over:
+                    self.write(0, self.line(cursors, over * threads + thread))
+                settled.set(step + 1)
+        with self.when((threads * -1) < -1):
+            self.barrier(shared, threads)
+        with self.loop(settled.get(), count) as over:
+            self.write(0, self.line(cursors, over * threads + thread))
+
+    def line(self, lines: ir.Value, index: Int) -> ir.Value:
+        return self.b.gep(lines, [(index * _LINE).value], source_etype=I64)
+
+    def take(self, function: Int, arguments: Int, begin: Int, end: Int, cursor: ir.Value, thread: Int) -> None:
+        """Do pieces of the items ``begin <= item < end`` for as long as there are some."""
+        piece = self.maximum((end - begin) // _PIECES, 1)
+        head, body, done = (self.b.append_basic_block(name) for name in ("take", "piece", "taken"))
+        self.b.branch(head)
+        self.b.position_at_end(head)
+        self.b.cbranch(begin + self.read(cursor) < end, body, done)  # a look is cheaper than an addition
+        self.b.position_at_end(body)
+        first = begin + Int(self, self.b.atomic_rmw("add", cursor, self.int_value(piece), "seq_cst"))
+        with self.when(first < end):
+            callee = _Callable(self.b.inttoptr(function.value, PTR), _KERNEL)
+            where, last = (
+                self.b.inttoptr(arguments.value, PTR),
+                Int(self, self.int_value(self.minimum(first + piece, end))),
+            )
+            self.b.call(callee, [where, first.value, last.value, thread.value])
+        self.b.branch(head)
+        self.b.position_at_end(done)
+
+
+_KERNEL = ir.FunctionType(ir.VoidType(), [PTR, I64, I64, I64])
 
 
 class _Callable:
@@ -144,8 +184,6 @@ def _build_runner() -> ir.Module:
     with k.when((k.read(k.field(shared, _THREADS)) * -1) < -1):
         k.announce(shared, _JOB, k.read(k.field(shared, _JOB)) + 1)
     k.walk(shared, steps, k.end, Int(k, ir.Constant(I64, 0)))
-    with k.when((k.read(k.field(shared, _THREADS)) * -1) < -1):
-        k.barrier(shared, k.read(k.field(shared, _THREADS)))
     return k.finish()
 
 
@@ -165,7 +203,6 @@ def _build_worker() -> ir.Module:
     k.b.position_at_end(work)
     steps = k.b.inttoptr(k.read(k.field(shared, _STEPS)).value, PTR)
     k.walk(shared, steps, k.read(k.field(shared, _COUNT)), thread)
-    k.barrier(shared, k.read(k.field(shared, _THREADS)))
     k.b.branch(again)
     k.b.position_at_end(leave)
     return k.finish()
@@ -178,10 +215,14 @@ class Team:
         target = host_target()
         self.threads = threads
         self.lock = threading.Lock()
-        self._shared = np.zeros(16 * _LINE, np.int64)
+        self._memory = np.zeros((_FIELDS + 1) * _LINE, np.int64)
+        start = -(self._memory.ctypes.data // 8) % _LINE
+        self._shared = self._memory[start : start + _FIELDS * _LINE]
         self._shared[_THREADS] = threads
-        self._shared[_SPINS] = 20_000 if threads <= cores() else 50
+        # About 50 microseconds: on a busy machine longer spinning keeps the thread that is waited for off its core.
+        self._shared[_SPINS] = 1_000 if threads <= cores() else 50
         self._address = self._shared.ctypes.data
+        self._cursors = np.zeros(0, np.int64)
         entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
         self._run = entry(compile_kernel("team-runner", _build_runner, target))
         self._own = [np.array([self._address, thread], np.int64) for thread in range(1, threads)]
@@ -205,6 +246,9 @@ class Team:
 
     def run(self, table: np.ndarray, first: int, count: int) -> None:
         """Walk ``count`` steps of the table from step ``first`` on. The caller holds ``lock``."""
+        if len(self._cursors) < (count * self.threads + 1) * _LINE:
+            self._cursors = np.zeros((2 * count * self.threads + 1) * _LINE, np.int64)
+            self._shared[_CURSORS] = self._cursors.ctypes.data // 64 * 64 + 64
         self._run(self._address, table.ctypes.data + first * STEP_COLUMNS * 8, count, 0)
 
     def stop(self) -> None:
