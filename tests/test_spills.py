@@ -65,9 +65,9 @@ def spilling(family: Any, tiles: Iterable[Any], target: Target, allowed: float =
 # Output size and channels of layers of well-known networks, and the pixels of their pointwise layers in one row.
 LAYERS = [
     (112, 112, 64), (56, 56, 64), (28, 28, 128), (14, 14, 256), (7, 7, 512), (1, 12544, 32), (1, 3136, 24),
-    (1, 784, 144), (1, 196, 512), (1, 49, 1024), (1, 1, 1000), (8, 1, 1000), (55, 55, 96), (27, 27, 256),
-    (13, 13, 384), (35, 35, 96), (17, 17, 192), (8, 8, 320),
-    (33, 33, 8), (9, 9, 16), (5, 5, 12), (2, 2, 64), (300, 200, 3), (1, 500, 1),
+    (1, 784, 144), (1, 196, 512), (1, 49, 1024), (1, 1, 1000), (8, 1, 1000), (27, 27, 256),
+    (13, 13, 384), (17, 17, 192), (8, 8, 320),
+    (9, 9, 16), (5, 5, 12), (2, 2, 64), (300, 200, 3), (1, 500, 1),
 ]  # fmt: skip
 MORE_SIZES: list[tuple[int, int]] = [
     *itertools.product(range(1, 10), range(1, 10)),
