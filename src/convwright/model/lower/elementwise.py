@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -39,19 +40,19 @@ def _operand_kind(b: Builder, name: str, shape: tuple[int, ...]) -> str | None:
     """How the value meets an output of that shape: "full", "channel", "pixel", "scalar", or None: not in blocks."""
     if b.types[name].dtype != np.float32:
         return None
-    own = b.shape(name)
-    if int(np.prod(own, dtype=np.int64)) == 1:
-        return "scalar" if b.constant(name) is not None else ("full" if own == shape else None)
+    own, known = b.shape(name), b.constant(name) is not None
+    if math.prod(own) == 1:
+        return "full" if own == shape and not known else "scalar"
     padded = (1,) * (len(shape) - len(own)) + own
-    if padded == shape:
-        return "full" if len(own) == len(shape) else ("channel" if b.constant(name) is not None else None)
-    if len(own) != len(shape) and b.constant(name) is None:
-        return None
-    if padded[0] in (1, shape[0]) and padded[1] == shape[1] and all(size == 1 for size in padded[2:]):
+    if known and padded[0] == 1 and padded[1] == shape[1] and math.prod(padded) == shape[1]:
         return "channel"
-    if padded[0] in (1, shape[0]) and padded[1] == 1 and padded[2:] == shape[2:] and len(own) == len(shape) > 2:
-        return "pixel"
-    return None
+    if len(own) != len(shape) or own[0] not in (1, shape[0]):
+        return None
+    if own[1:] == shape[1:]:
+        return "full"
+    if own[1] == shape[1] and all(size == 1 for size in own[2:]):
+        return "channel"
+    return "pixel" if own[1] == 1 and own[2:] == shape[2:] and len(own) > 2 else None
 
 
 def can_lower(b: Builder, layer: Layer) -> bool:
@@ -60,16 +61,13 @@ def can_lower(b: Builder, layer: Layer) -> bool:
         return False
     shape = b.shape(layer.output)
     kinds = [_operand_kind(b, name, shape) for name in found[1]]
-    if any(kind is None for kind in kinds) or "full" not in kinds:
-        return False
-    # A constant as large as the output is rare enough to leave to NumPy's own layout conversion at run time.
-    return all(kind in ("scalar", "channel") or b.constant(name) is None for kind, name in zip(kinds, found[1], strict=True))
+    return None not in kinds and "full" in kinds
 
 
 def lower(b: Builder, layer: Layer) -> None:
     expression, names = expression_of(b, layer.node) or ((), [])
     shape = b.shape(layer.output)
-    _emit(b, layer, expression, [_operand(b, name, _operand_kind(b, name, shape)) for name in names])
+    _emit(b, layer, expression, [_operand(b, name, _operand_kind(b, name, shape), shape[1]) for name in names])
 
 
 def can_lower_norm(b: Builder, layer: Layer) -> bool:
@@ -84,7 +82,7 @@ def lower_norm(b: Builder, layer: Layer) -> None:
     scale, bias, mean, variance = (b.graph.constants[name].astype(np.float64) for name in node.inputs[1:5])
     factor = scale / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
     key = (node.outputs[0], "norm")
-    operands = [_operand(b, node.inputs[0], "full")]
+    operands = [_operand(b, node.inputs[0], "full", scale.size)]
     for name, array in (("scale", factor), ("shift", bias - mean * factor)):
         operands.append(_Operand("channel", b.static(b.weights.channels((*key, name), array)), None))
     _emit(b, layer, ("add", ("mul", 0, 1), 2), operands)
@@ -97,12 +95,15 @@ class _Operand:
         self.kind, self.ref, self.value = kind, ref, value
 
 
-def _operand(b: Builder, name: str, kind: str | None) -> _Operand:
+def _operand(b: Builder, name: str, kind: str | None, channels: int) -> _Operand:
     assert kind is not None
     constant = b.constant(name)
     if kind == "scalar" and constant is not None:
         return _Operand(kind, b.static(np.array([constant.reshape(-1)[0]], np.float32)), None)
-    if kind == "channel" and constant is not None:
+    if kind == "scalar":
+        value = b.values.get((name, True)) or b.plain(name)
+        return _Operand(kind, value.ref, value)
+    if kind == "channel" and constant is not None and constant.size == channels:
         return _Operand(kind, b.static(b.weights.channels((name, "operand"), constant.reshape(-1))), None)
     value = b.blocked(name)
     return _Operand(kind, value.ref, value)
@@ -126,8 +127,8 @@ def _emit(b: Builder, layer: Layer, expression: Any, operands: list[_Operand]) -
     for place, operand in enumerate(operands):
         arguments[f"x{place}"] = operand.ref
         value = operand.value
-        repeated = value is None or value.n == 1
-        arguments[f"x{place}_image"] = 0 if repeated else value.image
+        repeated = value is None or operand.kind == "scalar" or value.n == 1
+        arguments[f"x{place}_image"] = 0 if value is None or repeated else value.image
         arguments[f"x{place}_block"] = value.block if value is not None else b.v
         arguments[f"x{place}_row"] = value.row if value is not None else 0
     reads = [operand.value for operand in operands if operand.value is not None]
