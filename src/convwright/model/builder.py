@@ -171,8 +171,9 @@ class Builder:
         return other
 
     def _static(self, array: np.ndarray) -> Value:
+        shape = array.shape  # of rank 0 too, which ascontiguousarray does not keep
         array = np.ascontiguousarray(array)
-        return Value(array.shape, array.dtype, Buffer(array.nbytes, "static", array=array), blocked=False)
+        return Value(shape, array.dtype, Buffer(array.nbytes, "static", array=array), blocked=False)
 
     # -- conversions ---------------------------------------------------------------------------------------------------
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from convwright.graph import Graph, Node
 from convwright.graph.shapes import Inferred
 
-_PRODUCERS = {"Conv", "Gemm"}
+_PRODUCERS = {"Conv": (3, 4), "Gemm": (2,)}  # the operators that kernels fuse others into, at these ranks
 
 
 @dataclass(slots=True)
@@ -107,7 +109,7 @@ def layers_of(graph: Graph, types: Inferred, known: frozenset[str] | set[str] = 
         if name in outputs or len(readers.get(name, ())) != 1 or name not in place:
             return None
         layer = layers[place[name]]
-        return layer if layer is not None and layer.op in _PRODUCERS and _constant_weights(graph, layer) else None
+        return layer if layer is not None and _has_kernel(graph, types, layer) else None
 
     def move(layer: Layer, node: Node) -> None:
         layers[place.pop(layer.output)] = None
@@ -141,8 +143,12 @@ def layers_of(graph: Graph, types: Inferred, known: frozenset[str] | set[str] = 
     return [layer for layer in layers if layer is not None]
 
 
-def _constant_weights(graph: Graph, layer: Layer) -> bool:
-    return all(name in graph.constants for name in layer.node.inputs[1:] if name)
+def _has_kernel(graph: Graph, types: Inferred, layer: Layer) -> bool:
+    """Whether a kernel will do the layer: what runs through onnx.reference takes nothing with it."""
+    ranks = _PRODUCERS.get(layer.op, ())
+    x, y = types[layer.node.inputs[0]], types[layer.output]
+    known = all(name in graph.constants for name in layer.node.inputs[1:] if name)
+    return known and x.dtype == np.float32 and len(x.shape) in ranks and 0 not in x.shape and 0 not in y.shape
 
 
 def _residual_pair(node: Node, can_take: Any, place: dict[str, int], types: Inferred) -> tuple[Layer, str] | None:

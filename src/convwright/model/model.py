@@ -207,7 +207,7 @@ def _checked(name: str, array: Any, info: ValueInfo) -> np.ndarray:
         raise ConvwrightError(f"input {name!r} has dtype {array.dtype}, the model takes {info.dtype}")
     if array.ndim != len(info.shape):
         raise ConvwrightError(f"input {name!r} has shape {array.shape}, the model takes {info}")
-    return np.ascontiguousarray(array)
+    return np.ascontiguousarray(array).reshape(array.shape)  # rank 0 stays
 
 
 _models: weakref.WeakSet[Model] = weakref.WeakSet()
