@@ -23,8 +23,7 @@ def can_lower(b: Builder, layer: Layer) -> bool:
     names = [name for name in (*data, *node.outputs) if name]
     fine = all(b.types[name].dtype.itemsize in (4, 8) and 0 not in b.shape(name) for name in names)
     if node.op == "Pad":
-        widths = pad_widths(scope_of(b), node)
-        fine = fine and node.attributes.get("mode", "constant") == "constant" and min(min(pair) for pair in widths) >= 0
+        fine = fine and node.attributes.get("mode", "constant") == "constant"
         fine = fine and (not node.input(2) or b.constant(node.input(2)) is not None)
     return fine and all(len(b.shape(name)) <= permute.RANK for name in names)
 
@@ -55,9 +54,12 @@ def lower_pad(b: Builder, layer: Layer) -> None:
     arguments, items = permute.fill_arguments(value, int(np.prod(y.shape)))
     tile = permute.Fill()
     b.step(tile.name(b.target), permute, tile, {"y": y.ref, **arguments}, items, [], [y], "padding")
-    ghost = _ghost(y)
-    inside = tuple(slice(low, low + size) for (low, _), size in zip(widths, x.shape, strict=True))
-    _copy(b, layer, x, y, _ghost(x), ghost[inside])
+    # Negative widths crop.
+    kept = tuple(slice(max(0, -low), size + min(0, high)) for (low, high), size in zip(widths, x.shape, strict=True))
+    inside = tuple(slice(max(0, low), size - max(0, high)) for (low, high), size in zip(widths, y.shape, strict=True))
+    source = _ghost(x)[kept]
+    if source.size:
+        _copy(b, layer, x, y, source, _ghost(y)[inside])
 
 
 def lower_concat(b: Builder, layer: Layer) -> None:
