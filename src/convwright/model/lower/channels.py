@@ -9,11 +9,11 @@ from convwright.graph.shape_rules.scope import Scope, axis_of
 from convwright.kernels import channels as kernels
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.values import NO_HALO, Halo, Value, blocks_of
+from convwright.model.values import NO_HALO, Halo, Ref, Value, blocks_of
 
 _IN_PLACE_SOURCES = {
-    "Conv", "MaxPool", "AveragePool", "Relu", "Add", "Mul", "Clip", "Sigmoid", "Silu", "HardSwish", "LeakyRelu", "Resize",
-    "BatchNormalization",
+    "Conv", "MaxPool", "AveragePool", "Relu", "Add", "Mul", "Clip", "Sigmoid", "Silu", "HardSwish", "LeakyRelu",
+    "Resize", "BatchNormalization",
 }  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def slices_channels(b: Builder, layer: Layer) -> bool:
 
 
 def concatenations(b: Builder, layer: Layer, producers: dict[str, Layer]) -> dict[str, tuple[str, int]]:
-    """The inputs of a channel concatenation that their producers can write in place: value -> (output, first channel)."""
+    """The inputs of a concatenation that their producers can write in place: value -> (output, first channel)."""
     found: dict[str, tuple[str, int]] = {}
     channel = 0
     for name in layer.node.inputs:
@@ -115,7 +115,7 @@ def choose_step(b: Builder, x: Value, y: Value, channels: np.ndarray, why: str) 
     chunks = -(-rows // chunk_rows)
     start = y.offset + 4 * choice.first_block * y.block
     arguments = {
-        "x": x.ref, "y": type(y.ref)(y.buffer, start), "offsets": b.static(choice.offsets), "lanes": b.static(choice.lanes),
+        "x": x.ref, "y": Ref(y.buffer, start), "offsets": b.static(choice.offsets), "lanes": b.static(choice.lanes),
         "blocks": choice.blocks, "chunks": chunks, "chunk_rows": chunk_rows, "rows": rows, "cols": cols,
         "x_image": x.image, "x_row": x.row, "y_image": y.image, "y_block": y.block, "y_row": y.row,
     }  # fmt: skip

@@ -56,22 +56,20 @@ def geometry(node: Node, shape: tuple[int, ...], weight_shape: tuple[int, ...], 
     rank = len(shape) - 2
     stride = axis_list(node, "strides", rank, 1)
     dilation = axis_list(node, "dilations", rank, 1)
-    padding = tuple(window_padding(node, tuple(shape[2:]), tuple(weight_shape[2:]), stride, dilation))
-    kernel = tuple(weight_shape[2:])
-    if rank == 1:
-        kernel, stride, dilation, padding = (1, *kernel), (1, *stride), (1, *dilation), ((0, 0), *padding)
-    groups = node.attributes.get("group", 1)
+    padding = [(0, 0), *window_padding(node, tuple(shape[2:]), tuple(weight_shape[2:]), stride, dilation)]
+    kernel, stride, dilation = ((1, *sizes)[-2:] for sizes in (tuple(weight_shape[2:]), stride, dilation))
     return Geometry(
-        weight_shape[0], weight_shape[1], kernel, stride, padding, dilation, groups, spatial(shape), spatial(out_shape)
-    )
+        weight_shape[0], weight_shape[1], (kernel[0], kernel[1]), (stride[0], stride[1]), (padding[-2], padding[-1]),
+        (dilation[0], dilation[1]), node.attributes.get("group", 1), spatial(shape), spatial(out_shape),
+    )  # fmt: skip
 
 
 def can_lower(b: Builder, layer: Layer) -> bool:
     node = layer.node
     weights_known = all(name in b.graph.constants for name in node.inputs[1:] if name)
-    return weights_known and b.fits_blocks(node.inputs[0]) and len(b.shape(node.inputs[0])) >= 3 and 0 not in b.shape(
-        layer.output
-    )
+    shape = b.shape(node.inputs[0])
+    some = 0 not in (*shape, *b.shape(layer.output))
+    return weights_known and some and b.fits_blocks(node.inputs[0]) and len(shape) >= 3
 
 
 def reads_planes(b: Builder, name: str, g: Geometry) -> bool:

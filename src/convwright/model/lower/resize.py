@@ -32,8 +32,7 @@ def _tables(b: Builder, layer: Layer, strides: tuple[int, int]) -> dict[str, np.
     spatial = range(2, rank)
     try:
         return resize.resize_tables(
-            [shape[axis] for axis in spatial], [out_shape[axis] for axis in spatial], [scales[axis] for axis in spatial],
-            strides[-(rank - 2) :], kind=get("mode", "nearest"),
+            shape[2:], out_shape[2:], scales[2:].tolist(), strides[-(rank - 2) :], kind=get("mode", "nearest"),
             transformation=get("coordinate_transformation_mode", "half_pixel"),
             rounding=get("nearest_mode", "round_prefer_floor"), roi=[tuple(bounds[axis]) for axis in spatial],
         )  # fmt: skip
@@ -59,8 +58,9 @@ def lower(b: Builder, layer: Layer) -> None:
     chunk_rows = -(-rows // b.chunks(rows, x.n * blocks))
     chunks = -(-rows // chunk_rows)
     arguments = {
-        "x": x.ref, "y": y.ref, "blocks": blocks, "chunks": chunks, "chunk_rows": chunk_rows, "rows": rows, "cols": cols,
-        "x_image": x.image, "x_block": x.block, "y_image": y.image, "y_block": y.block, "y_row": y.row,
+        "x": x.ref, "y": y.ref, "blocks": blocks, "chunks": chunks, "chunk_rows": chunk_rows,
+        "rows": rows, "cols": cols, "x_image": x.image, "x_block": x.block,
+        "y_image": y.image, "y_block": y.block, "y_row": y.row,
         **{name: b.static(table) for name, table in tables.items()},
     }  # fmt: skip
     b.step(tile.name(b.target), resize, tile, arguments, x.n * blocks * chunks, [x], [y], "resizing")
