@@ -13,7 +13,7 @@ help:
 	@echo "make test      check (format, lint, types), then the tests"
 	@echo "make test-all  the same with the long tests"
 	@echo "make check     format, lint and types alone"
-	@echo "make bench     time against the other runtimes; NETS=folder of exported networks for the full table"
+	@echo "make bench     time against the other runtimes; NETS=folder of exported networks for the full tables"
 
 # One environment for everything. A stamp records which extras are in it, so that a second run installs nothing; it is
 # older than pyproject.toml as soon as that changes.
@@ -54,7 +54,7 @@ test-all: check
 # NETS is a folder of networks written by bench/export_networks.py; without it, the examples' own networks are timed.
 NETS ?=
 bench: $(VENV)/.stamp-bench
-	@if [ -n "$(NETS)" ]; then $(BIN)/python bench/networks.py "$(NETS)"; \
+	@if [ -n "$(NETS)" ]; then $(BIN)/python bench/networks.py "$(NETS)" && $(BIN)/python bench/layers.py "$(NETS)"; \
 	else for net in examples/*/*.onnx; do $(BIN)/convwright bench "$$net" --against onnxruntime,openvino,torch,ncnn || exit; done; fi
 
 clean:
