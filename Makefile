@@ -23,7 +23,7 @@ $(VENV)/.stamp-pip:
 	@touch $@
 
 $(VENV)/.stamp-demo: pyproject.toml | $(VENV)/.stamp-pip
-	@echo "installing convwright with what the demonstration needs (onnxruntime, scikit-image, scikit-learn)"
+	@echo "installing convwright with the runtime that the demonstration compares with, onnxruntime"
 	@$(PIP) install -e ".[demo]"
 	@touch $@
 

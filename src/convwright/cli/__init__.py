@@ -16,8 +16,8 @@ import convwright
 from convwright.errors import ConvwrightError
 
 _VERBS = {
-    "run": "Run a network on images or arrays.",
-    "bench": "Time a network here and on other runtimes, interleaved, and check its answers.",
+    "run": "Run a network on images or arrays: print classes, write pictures.",
+    "bench": "Time a network beside other runtimes, and check the answers of all.",
     "explain": "Show each layer's kernel, why it was chosen, and what it costs.",
 }
 
@@ -90,10 +90,20 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object, *
     click.echo(f"convwright: warning: {' '.join(str(message).split())}", err=True)
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=False,
+    options_metavar="[--help | --version]",
+    subcommand_metavar="VERB MODEL ...",
+)
 @click.version_option(convwright.__version__, prog_name="convwright", message="%(prog)s %(version)s")
 def main() -> None:
     """Run, time and explain convolutional networks on the CPU.
 
-    MODEL is an ONNX file.
+    MODEL is an ONNX file. `convwright VERB --help` shows what a verb takes.
+
+    Three environment variables count: CONVWRIGHT_ISA says what kernels may use (avx512, avx2 or generic; by default
+    the best that the CPU has), CONVWRIGHT_CACHE where they are kept once compiled (a folder, or off), and
+    CONVWRIGHT_CACHE_MB how much of them (256 by default).
     """

@@ -40,11 +40,18 @@ BUSY = 0.1  # share of a core: a runtime that keeps more than this busy when it 
     default="onnxruntime,openvino,torch,ncnn",
     show_default=True,
     metavar="NAME,...",
-    help="Runtimes to compare with; one that is not installed has a row that says so.",
+    help="Runtimes to compare with; one that is not installed is reported and left out.",
 )
 @shape_option
-@click.option("--batch", type=click.IntRange(1), help="Size of every input's first axis.")
-@click.option("--seconds", type=click.FloatRange(0, 3600), default=10.0, show_default=True, help="How long to time.")
+@click.option("--batch", type=click.IntRange(1), metavar="N", help="Size of every input's first axis.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, 3600),
+    default=10.0,
+    show_default=True,
+    metavar="S",
+    help="How long to time, all runtimes together; each has three turns at least.",
+)
 @threads_option
 @json_option
 def bench(
@@ -56,7 +63,13 @@ def bench(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Time a network here and on other runtimes, interleaved, and check its answers."""
+    """Time a network beside other runtimes, and check the answers of all.
+
+    Each runtime has a process of its own; they take turns, with the same inputs (random values) and the same number of
+    threads. A float64 run says how exact each one's answers are.
+
+    Example: convwright bench model.onnx --batch 3 --against onnxruntime
+    """
     import convwright as cw
     from convwright.cli.peers import PEERS
     from convwright.cli.race import Lost, race

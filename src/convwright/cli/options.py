@@ -18,14 +18,18 @@ if TYPE_CHECKING:
 model_argument = click.argument("model", type=click.Path(exists=True, dir_okay=False))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, 1024), help="Threads; the cores this process may use by default."
+    "--threads",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="How many threads to use.  [default: the cores that this process may use]",
 )
 shape_option = click.option(
     "--shape",
     "shapes",
     multiple=True,
-    metavar="[NAME=]1x3x224x224",
-    help="Shape of an input; repeat for several inputs.",
+    metavar="[NAME=]SIZES",
+    help="Shape of an input, such as 1x3x224x224, where the model leaves sizes open. Several inputs: one NAME=SIZES "
+    "each.",
 )
 
 

@@ -111,6 +111,7 @@ def race(
     seconds: float = 10.0,
     environment: Mapping[str, str] | None = None,
     required: Sequence[str] = (),
+    compare: bool = True,
     report: Callable[[str, float], None] = lambda what, share: None,
 ) -> list[Row]:
     """Time the model on each runtime, `seconds` in all (each gets three turns at least), and compare the answers.
@@ -119,6 +120,7 @@ def race(
     - `peers`: names from `convwright.cli.peers`; ratios are to "convwright" where it is among them.
     - `environment`: variables for the workers.
     - `required`: runtimes without which there is no race: `Lost` is raised if one of them cannot open the model.
+    - `compare`: whether to run the model in float64 too; without, rows have no `error`.
     - `report`: told what goes on and the share that is done.
 
     A runtime that is missing or fails has its reason in its row.
@@ -146,8 +148,9 @@ def race(
                 row.peak, row.account = answer["peak"], answer["account"]
                 row.beyond = answer["peak"] - (row.beyond or 0)
             worker.close()
-        report("float64 run", 1.0)
-        _compare(rows, opening, folder, shared, stack)
+        if compare:
+            report("float64 run", 1.0)
+            _compare(rows, opening, folder, shared, stack)
     _summarise(rows)
     return list(rows.values())
 

@@ -18,12 +18,26 @@ if TYPE_CHECKING:
 @click.command()
 @model_argument
 @click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False), metavar="IMAGE...")
-@click.option("--mean", default="0", show_default=True, metavar="M[,M,M]", help="Subtracted after scaling.")
-@click.option("--std", default="1", show_default=True, metavar="S[,S,S]", help="Divides after the mean is subtracted.")
-@click.option("--scale", type=float, metavar="X", help="Multiplies pixels of 0..255; 1/255 by default.")
-@click.option("--labels", type=click.Path(exists=True, dir_okay=False), help="Names of the classes, one a line.")
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many classes to print.")
-@click.option("--output", "-o", type=click.Path(), help="Where to write image-shaped outputs: a file, or a folder.")
+@click.option("--mean", default="0", show_default=True, metavar="M[,M,M]", help="Subtracted from scaled pixels.")
+@click.option("--std", default="1", show_default=True, metavar="S[,S,S]", help="What then divides them.")
+@click.option("--scale", type=float, metavar="X", help="Multiplies pixels of 0..255.  [default: 1/255]")
+@click.option(
+    "--labels",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Text file with the names of the classes, one a line.",
+)
+@click.option(
+    "--top", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="How many classes to print."
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(),
+    metavar="PATH",
+    help="Where to write an output that is a picture (.png, .jpg, ...) or any output as an array (.npy): a file, or a "
+    "folder, where files are named after the images.",
+)
 @threads_option
 @json_option
 def run(
@@ -38,10 +52,15 @@ def run(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Run a network on images or arrays.
+    """Run a network on images or arrays: print classes, write pictures.
 
     IMAGE is a picture in any common format, turned as its EXIF data says, converted to RGB or luminance as the model
-    asks, and resized where the model fixes the size; or a .npy array, taken as it is.
+    asks, and resized where the model fixes the size; or a .npy array, taken as it is. The network is fed
+    (pixel * scale - mean) / std, and a picture that it returns is turned back the same way.
+
+    Examples: convwright run classifier.onnx cat.jpg --labels names.txt
+
+              convwright run restorer.onnx noisy.png --output restored.png
     """
     import convwright as cw
     from convwright.cli.images import Preparation, check_output
