@@ -58,14 +58,12 @@ def test_a_graph_as_read() -> None:
     assert graph.constants["w"].flags.aligned
 
 
-def test_importing_and_loading_do_not_import_onnx(tmp_path: Path) -> None:
-    path = tmp_path / "m.onnx"
-    path.write_bytes(model([node("Relu", "x", "y")], X).SerializeToString())
+def test_importing_does_not_import_onnx() -> None:
     program = (
-        "import sys, convwright.graph as g; assert 'numpy' not in sys.modules; n = g.load(sys.argv[1]);"
-        "g.infer(g.simplify(n)); assert 'onnx' not in sys.modules"
+        "import sys, convwright, convwright.graph as g; assert 'numpy' not in sys.modules;"
+        "g.load, g.save, g.infer, g.simplify; assert 'onnx' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program, str(path)], check=True)
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("opset", [7, 8, 9, 10, 11, 12, 13, 15, 18, 20, onnx.defs.onnx_opset_version()])
@@ -254,6 +252,41 @@ def test_paths_that_are_no_model(tmp_path: Path) -> None:
         load(tmp_path / "text.onnx")
     with pytest.raises(ConvwrightError):
         load(str(tmp_path / "nul\0.onnx"))
+
+
+def test_names_that_are_not_text() -> None:
+    whole = model([node("Relu", "x", "result")], X, outputs=["result"]).SerializeToString()
+    with pytest.raises(ConvwrightError, match="a name is not text"):
+        load(whole.replace(b"result", b"\xff\xfe\xff\xfe\xff\xfe"))
+
+
+def test_a_file_beyond_the_limit_of_the_format(tmp_path: Path) -> None:
+    with open(tmp_path / "large.onnx", "wb") as file:
+        file.truncate(2 << 30)
+    with pytest.raises(ConvwrightError, match="it has 2147483648 bytes"):
+        load(tmp_path / "large.onnx")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_weights_are_held_once(tmp_path: Path) -> None:
+    """While loading: the message beside the file's bytes or the arrays, not all three; afterwards the arrays alone."""
+    size = 64 << 20
+    constants = {f"w{part}": np.ones(size // 16, np.float32) for part in range(4)}
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model([node("Relu", "x", "y")], X, constants).SerializeToString())
+    program = """
+import sys, numpy, onnx
+from convwright.graph import load
+def memory(what):
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(what))
+before = memory("VmRSS")
+graph = load(sys.argv[1])
+print(memory("VmHWM") - before, memory("VmRSS") - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(path)], check=True, capture_output=True, text=True)
+    peak, after = map(int, done.stdout.split())
+    assert peak < 2.3 * size
+    assert after < 1.3 * size
 
 
 def tensor(dims: list[int], size: int = 16, code: int = FLOAT) -> onnx.TensorProto:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConvwrightError
-from .facts import Facts
-from .graph import Graph, Node, sort_nodes
-from .opset import normalise
+from convwright.errors import ConvwrightError
+from convwright.graph.facts import Facts
+from convwright.graph.graph import Graph, Node, sort_nodes
+from convwright.graph.opset import normalise
 
 
 def settle_branches(graph: Graph) -> Graph:

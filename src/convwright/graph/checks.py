@@ -5,8 +5,8 @@ An attribute's name has one kind in all operators, but for those left out here (
 
 from __future__ import annotations
 
-from ..errors import ConvwrightError
-from .graph import Node, names
+from convwright.errors import ConvwrightError
+from convwright.graph.graph import Node, names
 
 _KINDS: dict[str, type] = {
     **dict.fromkeys(

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConvwrightError
-from .graph import Node
-from .tensors import element_type
+from convwright.errors import ConvwrightError
+from convwright.graph.graph import Node
+from convwright.graph.tensors import element_type
 
 Array = np.ndarray[Any, Any]
 Evaluator = Callable[[Node, Sequence[Array]], "list[Array]"]

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from ..errors import ConvwrightError
-from .facts import Facts
-from .graph import INTERNAL, Graph, Node
+from convwright.errors import ConvwrightError
+from convwright.graph.facts import Facts
+from convwright.graph.graph import INTERNAL, Graph, Node
 
 
 def expand(graph: Graph) -> Graph:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .graph import Dimension, Graph, ValueInfo
-from .shapes import Inferred, infer_leniently
+from convwright.graph.graph import Dimension, Graph, ValueInfo
+from convwright.graph.shapes import Inferred, infer_leniently
 
 Shape = tuple[int, ...]
 

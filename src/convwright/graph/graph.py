@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConvwrightError
+from convwright.errors import ConvwrightError
 
 Dimension = int | str | None
 Attribute = Any
@@ -145,7 +145,7 @@ class Graph:
 
     def save(self, path: str | os.PathLike[str], *, external_data: bool | None = None) -> None:
         """Write an ONNX file; see `onnx_writer.save`."""
-        from .onnx_writer import save
+        from convwright.graph.onnx_writer import save
 
         save(self, path, external_data=external_data)
 

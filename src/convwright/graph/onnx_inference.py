@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConvwrightError
-from .graph import Node, ValueInfo
-from .tensors import CODES, DTYPES
+from convwright.errors import ConvwrightError
+from convwright.graph.graph import Node, ValueInfo
+from convwright.graph.tensors import CODES, DTYPES
 
 
 def infer_node(
@@ -22,7 +22,7 @@ def infer_node(
     """Types of the outputs of one node, from its inputs' types and what is known of their contents."""
     from onnx import defs, helper, numpy_helper, shape_inference
 
-    from .onnx_writer import node_proto
+    from convwright.graph.onnx_writer import node_proto
 
     if node.domain or not defs.has(node.op, max_inclusive_version=min(opset, defs.onnx_opset_version())):
         raise ConvwrightError(f"{node}: the operator is not supported")

@@ -1,8 +1,4 @@
-"""Graph -> ONNX file.
-
-The structure goes through onnx's own classes and checker; the weights follow as protobuf fields written by hand, so
-that they are never copied.
-"""
+"""Graph -> ONNX file, through the onnx package's classes and checker."""
 
 from __future__ import annotations
 
@@ -15,11 +11,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import ConvwrightError
-from .expand import expand
-from .facts import Facts
-from .graph import Graph, Node
-from .tensors import CODES
+from convwright.errors import ConvwrightError
+from convwright.graph.expand import expand
+from convwright.graph.facts import Facts
+from convwright.graph.graph import Graph, Node
+from convwright.graph.tensors import CODES
 
 EXTERNAL_ABOVE = 1_900_000_000
 """Protobuf stops at 2 GB; from this many bytes of weights on they go to a file of their own."""
@@ -43,7 +39,7 @@ def save(graph: Graph, path: str | os.PathLike[str], *, external_data: bool | No
     outside = size > EXTERNAL_ABOVE if external_data is None else external_data
     if not outside and size > EXTERNAL_ABOVE:
         raise ConvwrightError(f"{size} bytes of weights do not fit into one ONNX file; use external_data=True")
-    skeleton = _skeleton(plain)
+    model = _skeleton(plain)
     data_place = place.with_name(place.name + ".data")
     try:
         if place.is_dir():
@@ -51,7 +47,7 @@ def save(graph: Graph, path: str | os.PathLike[str], *, external_data: bool | No
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(_replacing(place))
             data = stack.enter_context(_replacing(data_place)) if outside else None
-            _write(file, data, data_place.name, skeleton, plain)
+            _write(file, data, data_place.name, model, plain)
     except OSError as error:
         raise ConvwrightError(f"cannot write {str(place)!r}: {error.strerror or error}") from error
 
@@ -141,52 +137,26 @@ def _tell_apart(nodes: list[Any]) -> None:
             seen.add(node.name)
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _write(file: BinaryIO, data: BinaryIO | None, data_name: str, skeleton: Any, graph: Graph) -> None:
-    tensors = [_tensor_head(name, array, data, data_name) for name, array in graph.constants.items()]
-    body = skeleton.graph.SerializeToString()
-    total = len(body) + sum(len(head) + raw.nbytes for head, raw in tensors)
-    skeleton.ClearField("graph")
-    # Fields of one message may come in any order; 7 is ModelProto.graph.
-    file.write(skeleton.SerializeToString())
-    file.write(b"\x3a" + _varint(total) + body)
-    for head, raw in tensors:
-        file.write(head)
-        file.write(raw.data)
-
-
-def _tensor_head(
-    name: str, array: np.ndarray[Any, Any], data: BinaryIO | None, data_name: str
-) -> tuple[bytes, np.ndarray[Any, Any]]:
-    """Bytes of a GraphProto.initializer field up to its raw data, and the raw data to follow."""
-    import onnx
+def _write(file: BinaryIO, data: BinaryIO | None, data_name: str, model: Any, graph: Graph) -> None:
     from onnx import numpy_helper
 
-    nothing = np.zeros(0, np.uint8)
-    if array.dtype == object:
-        whole = numpy_helper.from_array(array, name).SerializeToString()
-        return b"\x2a" + _varint(len(whole)) + whole, nothing
-    proto = onnx.TensorProto(name=name, data_type=CODES[array.dtype], dims=array.shape)
-    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    if data is not None and raw.nbytes >= _INLINE:
-        data.write(bytes(-data.tell() % _PAGE))
-        proto.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", data_name), ("offset", data.tell()), ("length", raw.nbytes)):
-            proto.external_data.add(key=key, value=str(value))
-        data.write(raw.data)
-        whole = proto.SerializeToString()
-        return b"\x2a" + _varint(len(whole)) + whole, nothing
-    # 9 is TensorProto.raw_data.
-    head = proto.SerializeToString() + b"\x4a" + _varint(raw.nbytes)
-    return b"\x2a" + _varint(len(head) + raw.nbytes) + head, raw
+    for name, array in graph.constants.items():
+        if data is None or array.nbytes < _INLINE or array.dtype == object:
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+        else:
+            _write_outside(data, data_name, array, model.graph.initializer.add(name=name))
+    file.write(model.SerializeToString())
+
+
+def _write_outside(data: BinaryIO, data_name: str, array: np.ndarray[Any, Any], proto: Any) -> None:
+    """Write an array to the next page of `data`, and into its onnx.TensorProto where it lies."""
+    data.write(bytes(-data.tell() % _PAGE))
+    proto.data_type = CODES[array.dtype]
+    proto.dims.extend(array.shape)
+    proto.data_location = proto.EXTERNAL
+    for key, value in (("location", data_name), ("offset", data.tell()), ("length", array.nbytes)):
+        proto.external_data.add(key=key, value=str(value))
+    data.write(np.ascontiguousarray(array).data)
 
 
 def model_proto(graph: Graph) -> Any:

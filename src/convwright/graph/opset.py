@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConvwrightError
-from .graph import INTERNAL, Graph, Node, names
+from convwright.errors import ConvwrightError
+from convwright.graph.graph import INTERNAL, Graph, Node, names
 
 OLDEST = 7
 NEWEST_COMMON = 20

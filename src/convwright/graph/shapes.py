@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConvwrightError
-from .evaluate import EVALUATORS, evaluate
-from .graph import INTERNAL, Graph, Node, ValueInfo
-from .shape_rules import RULES, Scope
+from convwright.errors import ConvwrightError
+from convwright.graph.evaluate import EVALUATORS, evaluate
+from convwright.graph.graph import INTERNAL, Graph, Node, ValueInfo
+from convwright.graph.shape_rules import RULES, Scope
 
 _SMALL = 1024
 """Values of at most this many elements are followed through shape arithmetic."""
@@ -144,7 +144,7 @@ _CACHE: dict[Any, list[ValueInfo]] = {}
 
 def _by_onnx(scope: Scope, node: Node, graph: Graph) -> list[ValueInfo]:
     """Operators without a rule here: the onnx package's inference, on a model of this one node."""
-    from .onnx_inference import infer_node
+    from convwright.graph.onnx_inference import infer_node
 
     for name in node.inputs:
         if name and name not in scope.values:

@@ -1,16 +1,15 @@
-"""ONNX tensors to NumPy arrays, from bytes in memory, from the model's file, or from files beside it."""
+"""ONNX tensors to NumPy arrays, from the model or from files beside it."""
 
 from __future__ import annotations
 
 import math
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from ..errors import ConvwrightError
-from . import wire
+from convwright.errors import ConvwrightError
 
 DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.float32),
@@ -33,192 +32,86 @@ DTYPES: dict[int, np.dtype[Any]] = {
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
-_OTHERS = {
-    0: "UNDEFINED",
-    16: "BFLOAT16",
-    17: "FLOAT8E4M3FN",
-    18: "FLOAT8E4M3FNUZ",
-    19: "FLOAT8E5M2",
-    20: "FLOAT8E5M2FNUZ",
-    21: "UINT4",
-    22: "INT4",
-    23: "FLOAT4E2M1",
-    24: "FLOAT8E8M0",
-    25: "UINT2",
-    26: "INT2",
-}
-
-_TYPED = {4: np.float32, 10: np.float64}
-_LARGE = 1 << 16
-"""Tensors of more bytes than this are read straight into their arrays."""
-
 
 def element_type(code: int, what: str) -> np.dtype[Any]:
     """The NumPy type of TensorProto.DataType `code`; `what` names the tensor in the error."""
     dtype = DTYPES.get(code)
     if dtype is None:
-        raise ConvwrightError(
-            f"{what} has element type {_OTHERS.get(code, 'unknown')} ({code}), which is not supported"
-        )
+        from onnx import TensorProto
+
+        known = dict(zip(TensorProto.DataType.values(), TensorProto.DataType.keys(), strict=True))
+        raise ConvwrightError(f"{what} has element type {known.get(code, 'unknown')} ({code}), which is not supported")
     return dtype
 
 
-class Tensor:
-    """The fields of one TensorProto, and its array once they are all there."""
+def array_of(tensor: Any, folder: Path | None) -> np.ndarray[Any, Any]:
+    """The array of an onnx.TensorProto, which holds nothing of the message; `folder` is where external data lies."""
+    from onnx import TensorProto, numpy_helper
 
-    __slots__ = ("code", "dims", "doc", "external", "located_outside", "name", "numbers", "raw", "strings", "typed")
-
-    def __init__(self) -> None:
-        self.dims: list[int] = []
-        self.code = 0
-        self.name = ""
-        self.external: dict[str, str] = {}
-        self.located_outside = False
-        self.raw: Any = None
-        self.typed: list[tuple[int, memoryview]] = []
-        self.numbers: list[np.ndarray[Any, Any]] = []
-        self.strings: list[bytes] = []
-
-    def field(self, number: int, kind: int, value: Any) -> None:
-        """Take one field of the message in."""
-        packed = kind == wire.BYTES
-        if number == 1:
-            self.dims += map(wire.signed, wire.packed_varints(value).tolist() if packed else [value])
-        elif number == 2 and kind == wire.VARINT:
-            self.code = value
-        elif number == 8 and packed:
-            self.name = str(value, "utf-8")
-        elif number == 9 and packed:
-            self.raw = value
-        elif number in _TYPED and kind != wire.VARINT:
-            self.typed.append((number, value))
-        elif number in (5, 7, 11):
-            self.numbers.append(wire.packed_varints(value) if packed else np.array([value], np.uint64))
-        elif number == 6 and packed:
-            self.strings.append(bytes(value))
-        elif number == 13 and packed:
-            entry = {part: str(text, "utf-8") for part, kind, text in wire.fields(value) if kind == wire.BYTES}
-            self.external[entry.get(1, "")] = entry.get(2, "")
-        elif number == 14 and kind == wire.VARINT:
-            self.located_outside = value == 1
-        elif number == 3:
-            raise ConvwrightError(f"tensor {self.name!r} is stored in segments, which is not supported")
-
-    def array(self, folder: Path | None) -> np.ndarray[Any, Any]:
-        """The tensor as an aligned array of its own; `folder` is where external data lies."""
-        what = f"tensor {self.name!r}"
-        dtype = element_type(self.code, what)
-        if any(size < 0 for size in self.dims):
-            raise ConvwrightError(f"{what} has a negative dimension: {self.dims}")
-        count = math.prod(self.dims)
-        if count * max(dtype.itemsize, 1) >= 1 << 62 or max(self.dims, default=0) >= 1 << 62 or len(self.dims) > 32:
-            raise ConvwrightError(f"{what} has impossible dimensions: {self.dims}")
-        if self.located_outside:
-            flat = self._outside(dtype, count, folder, what)
-        elif dtype.kind == "O":
-            flat = np.empty(len(self.strings), object)
-            flat[:] = [text.decode("utf-8", "replace") for text in self.strings]
-        elif self.raw is not None:
-            if len(self.raw) != count * dtype.itemsize:
-                raise ConvwrightError(
-                    f"{what} of shape {self.dims} and type {dtype} needs {count * dtype.itemsize} bytes, "
-                    f"the file has {len(self.raw)}"
-                )
-            if isinstance(self.raw, FilePart):
-                flat = np.empty(count, dtype)
-                self.raw.read_into(flat)
-            else:
-                flat = np.frombuffer(bytes(self.raw), dtype)
-        elif self.typed:
-            whole = np.concatenate([np.frombuffer(view, _TYPED[number]) for number, view in self.typed])
-            flat = whole.view(dtype) if dtype.kind == "c" else whole.astype(dtype, copy=False)
-        elif self.numbers:
-            whole = np.concatenate(self.numbers)
-            flat = whole.astype(np.uint16).view(dtype) if dtype == np.float16 else _narrow(whole, dtype)
-        else:
-            flat = np.zeros(0, dtype)
-        if flat.size != count:
-            raise ConvwrightError(f"{what} of shape {self.dims} needs {count} elements, the file has {flat.size}")
-        try:
-            return flat.reshape(self.dims)
-        except ValueError as error:
-            raise ConvwrightError(f"{what} has impossible dimensions: {self.dims}") from error
-
-    def _outside(self, dtype: np.dtype[Any], count: int, folder: Path | None, what: str) -> np.ndarray[Any, Any]:
-        location = self.external.get("location", "")
-        if folder is None:
-            raise ConvwrightError(f"{what} lies in external file {location!r}, but the model has no folder to look in")
-        if dtype.kind == "O":
-            raise ConvwrightError(f"{what} of strings cannot lie in an external file ({location!r})")
-        path = _inside(folder, location, what)
-        try:
-            offset = int(self.external.get("offset") or 0)
-            needed = count * dtype.itemsize
-            length = int(self.external.get("length") or needed)
-        except ValueError as error:
-            raise ConvwrightError(f"{what}: offset and length of external data are not numbers") from error
-        if length != needed:
-            raise ConvwrightError(f"{what} of shape {self.dims} needs {needed} bytes, its external data has {length}")
-        try:
-            with open(path, "rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                if offset < 0 or offset + needed > size:
-                    raise ConvwrightError(
-                        f"{what} needs bytes {offset} to {offset + needed} of {location!r}, which has {size}"
-                    )
-                flat = np.empty(count, dtype)
-                wire.read_into(file, offset, flat)
-        except OSError as error:
-            raise ConvwrightError(f"{what}: cannot read external file {str(path)!r}: {error.strerror}") from error
-        return flat
+    what = f"tensor {tensor.name!r}"
+    dtype = element_type(tensor.data_type, what)
+    dims = list(tensor.dims)
+    if any(size < 0 for size in dims):
+        raise ConvwrightError(f"{what} has a negative dimension: {dims}")
+    count = math.prod(dims)
+    if count * dtype.itemsize >= 1 << 62 or max(dims, default=0) >= 1 << 62 or len(dims) > 32:
+        raise ConvwrightError(f"{what} has impossible dimensions: {dims}")
+    if tensor.HasField("segment"):
+        raise ConvwrightError(f"{what} is stored in segments, which is not supported")
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return _outside(tensor, dtype, folder, what)
+    try:
+        array: np.ndarray[Any, Any] = numpy_helper.to_array(tensor)
+    except ValueError as error:
+        raise ConvwrightError(f"{what} of shape {dims} and type {dtype} {_lack(tensor, dtype, count)}") from error
+    return array
 
 
-class FilePart:
-    """A stretch of an open file that has not been read."""
+def _lack(tensor: Any, dtype: np.dtype[Any], count: int) -> str:
+    """What an array of `count` elements needs, and what the tensor has."""
+    from onnx import helper
 
-    __slots__ = ("file", "position", "size")
-
-    def __init__(self, file: BinaryIO, position: int, size: int) -> None:
-        self.file, self.position, self.size = file, position, size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def read_into(self, target: np.ndarray[Any, Any]) -> None:
-        wire.read_into(self.file, self.position, target)
+    if tensor.HasField("raw_data"):
+        return f"needs {count * dtype.itemsize} bytes, the file has {len(tensor.raw_data)}"
+    stored = getattr(tensor, helper.tensor_dtype_to_field(tensor.data_type))
+    return f"needs {count} elements, the file has {len(stored) // (2 if dtype.kind == 'c' else 1)}"
 
 
-def tensor_from_bytes(message: memoryview) -> Tensor:
-    """The tensor in a TensorProto message held in memory."""
-    tensor = Tensor()
-    for number, kind, value in wire.fields(message):
-        tensor.field(number, kind, value)
-    return tensor
+def _outside(tensor: Any, dtype: np.dtype[Any], folder: Path | None, what: str) -> np.ndarray[Any, Any]:
+    """The array of a tensor in an external file.
+
+    The onnx package's own function for this refuses every link, also those that stay within the folder, and reads to
+    the end of the file where no length is given.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    if folder is None:
+        raise ConvwrightError(f"{what} lies in external file {location!r}, but the model has no folder to look in")
+    if dtype.kind == "O":
+        raise ConvwrightError(f"{what} of strings cannot lie in an external file ({location!r})")
+    path = _inside(folder, location, what)
+    dims = list(tensor.dims)
+    count = math.prod(dims)
+    needed = count * dtype.itemsize
+    try:
+        offset = int(entries.get("offset") or 0)
+        length = int(entries.get("length") or needed)
+    except ValueError as error:
+        raise ConvwrightError(f"{what}: offset and length of external data are not numbers") from error
+    if length != needed:
+        raise ConvwrightError(f"{what} of shape {dims} needs {needed} bytes, its external data has {length}")
+    try:
+        size = path.stat().st_size
+        if offset < 0 or offset + needed > size:
+            raise ConvwrightError(f"{what} needs bytes {offset} to {offset + needed} of {location!r}, which has {size}")
+        return np.fromfile(path, dtype, count, offset=offset).reshape(dims)
+    except OSError as error:
+        raise ConvwrightError(f"{what}: cannot read external file {str(path)!r}: {error.strerror}") from error
 
 
-def tensor_from_file(file: BinaryIO, position: int, size: int) -> Tensor:
-    """The tensor in a TensorProto message of an open file; large raw data is left there until `array` asks for it."""
-    if size <= _LARGE:
-        return tensor_from_bytes(wire.read_bytes(file, position, size))
-    tensor = Tensor()
-    for number, kind, offset, length in wire.file_fields(file, position, position + size):
-        if number == 9 and kind == wire.BYTES:
-            tensor.raw = FilePart(file, offset, length)
-            continue
-        value: Any = wire.read_bytes(file, offset, length)
-        if kind == wire.VARINT:
-            value = wire.varint(value, 0, length)[0]
-        tensor.field(number, kind, value)
-    return tensor
-
-
-def _narrow(whole: np.ndarray[Any, np.dtype[np.uint64]], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    return whole.astype(bool) if dtype.kind == "b" else whole.view(np.int64).astype(dtype)
-
-
-def _inside(folder: Path, location: str, what: str) -> Path:
+def _inside(folder: Path, location: Any, what: str) -> Path:
     """The external file, refused when it lies outside the model's folder."""
-    if not location or "\0" in location:
+    if not location or not isinstance(location, str) or "\0" in location:
         raise ConvwrightError(f"{what}: external data has no usable location: {location!r}")
     root = folder.resolve()
     path = (root / location).resolve()

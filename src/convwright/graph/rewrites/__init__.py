@@ -11,21 +11,21 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from ..graph import Graph
-from ..shapes import concrete_inputs
-from .activations import name_activations
-from .batch_norm import fold_affine
-from .channel_shuffle import name_channel_shuffles
-from .clip import constant_clips
-from .dead import remove_dead
-from .editor import Editor
-from .fold import fold_constants
-from .gemm import normalise_products
-from .global_pool import name_global_pools
-from .identity import remove_identities
-from .pad import fold_pads
-from .reshape import name_flattens
-from .side_by_side import activate_parts, group_equal_parts
+from convwright.graph.graph import Graph
+from convwright.graph.rewrites.activations import name_activations
+from convwright.graph.rewrites.batch_norm import fold_affine
+from convwright.graph.rewrites.channel_shuffle import name_channel_shuffles
+from convwright.graph.rewrites.clip import constant_clips
+from convwright.graph.rewrites.dead import remove_dead
+from convwright.graph.rewrites.editor import Editor
+from convwright.graph.rewrites.fold import fold_constants
+from convwright.graph.rewrites.gemm import normalise_products
+from convwright.graph.rewrites.global_pool import name_global_pools
+from convwright.graph.rewrites.identity import remove_identities
+from convwright.graph.rewrites.pad import fold_pads
+from convwright.graph.rewrites.reshape import name_flattens
+from convwright.graph.rewrites.side_by_side import activate_parts, group_equal_parts
+from convwright.graph.shapes import concrete_inputs
 
 Rewrite = Callable[[Editor], bool]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ..graph import INTERNAL, Node
-from .editor import Editor
+from convwright.graph.graph import INTERNAL, Node
+from convwright.graph.rewrites.editor import Editor
 
 
 def name_activations(editor: Editor) -> bool:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..graph import Node
-from .editor import Editor
+from convwright.graph.graph import Node
+from convwright.graph.rewrites.editor import Editor
 
 Array = np.ndarray[Any, Any]
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
-from ..graph import INTERNAL
-from .editor import Editor
+from convwright.graph.graph import INTERNAL
+from convwright.graph.rewrites.editor import Editor
 
 
 def name_channel_shuffles(editor: Editor) -> bool:

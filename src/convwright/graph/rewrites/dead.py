@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .editor import Editor
+from convwright.graph.rewrites.editor import Editor
 
 
 def remove_dead(editor: Editor) -> bool:

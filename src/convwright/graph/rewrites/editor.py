@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..facts import Facts, Shape
-from ..graph import Graph, Node
+from convwright.graph.facts import Facts, Shape
+from convwright.graph.graph import Graph, Node
 
 Array = np.ndarray[Any, Any]
 

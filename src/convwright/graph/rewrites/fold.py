@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from ...errors import ConvwrightError
-from ..evaluate import EVALUATORS, evaluate
-from .editor import Editor
+from convwright.errors import ConvwrightError
+from convwright.graph.evaluate import EVALUATORS, evaluate
+from convwright.graph.rewrites.editor import Editor
 
 _LARGEST_GROWTH = 1 << 16
 """A folded result may have this many elements, or as many as its inputs have: large Expands are left to run time."""

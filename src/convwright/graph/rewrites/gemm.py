@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..graph import Node
-from .editor import Array, Editor
+from convwright.graph.graph import Node
+from convwright.graph.rewrites.editor import Array, Editor
 
 _NORMAL = {"transB": 1}
 

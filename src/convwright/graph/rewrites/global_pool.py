@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..graph import Node
-from .editor import Editor
+from convwright.graph.graph import Node
+from convwright.graph.rewrites.editor import Editor
 
 _GLOBAL = {
     "ReduceMean": "GlobalAveragePool",

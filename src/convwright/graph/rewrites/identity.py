@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..graph import Node
-from .editor import Editor
+from convwright.graph.graph import Node
+from convwright.graph.rewrites.editor import Editor
 
 _ONE_INPUT = {"Concat", "Max", "Mean", "Min", "Sum"}
 _SAME_SHAPE = {"Expand", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Unsqueeze"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ..graph import Node
-from .editor import Editor
+from convwright.graph.graph import Node
+from convwright.graph.rewrites.editor import Editor
 
 
 def name_flattens(editor: Editor) -> bool:

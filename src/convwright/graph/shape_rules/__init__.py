@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .elementwise import RULES as _ELEMENTWISE
-from .movement import RULES as _MOVEMENT
-from .products import RULES as _PRODUCTS
-from .reductions import RULES as _REDUCTIONS
-from .scope import Rule, Scope
-from .windows import RULES as _WINDOWS
+from convwright.graph.shape_rules.elementwise import RULES as _ELEMENTWISE
+from convwright.graph.shape_rules.movement import RULES as _MOVEMENT
+from convwright.graph.shape_rules.products import RULES as _PRODUCTS
+from convwright.graph.shape_rules.reductions import RULES as _REDUCTIONS
+from convwright.graph.shape_rules.scope import Rule, Scope
+from convwright.graph.shape_rules.windows import RULES as _WINDOWS
 
 RULES: dict[str, Rule] = _ELEMENTWISE | _MOVEMENT | _PRODUCTS | _REDUCTIONS | _WINDOWS
 

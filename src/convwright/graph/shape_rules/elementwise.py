@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import ConvwrightError
-from ..graph import Node, ValueInfo, names
-from ..tensors import element_type
-from .scope import Rule, Scope, broadcast
+from convwright.errors import ConvwrightError
+from convwright.graph.graph import Node, ValueInfo, names
+from convwright.graph.shape_rules.scope import Rule, Scope, broadcast
+from convwright.graph.tensors import element_type
 
 _BOOL = np.dtype(np.bool_)
 

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from ...errors import ConvwrightError
-from ..graph import Node, ValueInfo
-from .scope import Rule, Scope, Shape, axis_of, broadcast
+from convwright.errors import ConvwrightError
+from convwright.graph.graph import Node, ValueInfo
+from convwright.graph.shape_rules.scope import Rule, Scope, Shape, axis_of, broadcast
 
 _INT64 = np.dtype(np.int64)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ...errors import ConvwrightError
-from ..graph import Node, ValueInfo
-from .scope import Rule, Scope, Shape, broadcast
+from convwright.errors import ConvwrightError
+from convwright.graph.graph import Node, ValueInfo
+from convwright.graph.shape_rules.scope import Rule, Scope, Shape, broadcast
 
 
 def _matmul(scope: Scope, node: Node) -> list[ValueInfo]:

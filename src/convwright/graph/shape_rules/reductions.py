@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...errors import ConvwrightError
-from ..graph import Node, ValueInfo, names
-from .scope import Rule, Scope, Shape, axis_of
+from convwright.errors import ConvwrightError
+from convwright.graph.graph import Node, ValueInfo, names
+from convwright.graph.shape_rules.scope import Rule, Scope, Shape, axis_of
 
 
 def _drop(shape: Shape, axes: set[int], keep: bool) -> Shape:

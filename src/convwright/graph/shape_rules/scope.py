@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import ConvwrightError
-from ..graph import Node, ValueInfo
+from convwright.errors import ConvwrightError
+from convwright.graph.graph import Node, ValueInfo
 
 Shape = tuple[int, ...]
 

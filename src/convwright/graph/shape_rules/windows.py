@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...errors import ConvwrightError
-from ..graph import Node, ValueInfo
-from .scope import Rule, Scope, Shape
+from convwright.errors import ConvwrightError
+from convwright.graph.graph import Node, ValueInfo
+from convwright.graph.shape_rules.scope import Rule, Scope, Shape
 
 
 def axis_list(node: Node, name: str, rank: int, default: int) -> tuple[int, ...]:
