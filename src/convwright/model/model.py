@@ -87,9 +87,12 @@ class Model:
         else:
             if len(args) > len(names):
                 raise ConvwrightError(f"{len(args)} arrays given, the model has {len(names)} inputs: {names}")
-            given = dict(zip(names, args, strict=False)) | kwargs
+            given = dict(zip(names, args, strict=False))
+            if twice := [name for name in given if name in kwargs]:
+                raise ConvwrightError(f"inputs {twice} are given twice: by place and by name")
+            given |= kwargs
         if set(given) != set(names):
-            raise ConvwrightError(f"inputs given: {sorted(given)}; the model's inputs are {names}")
+            raise ConvwrightError(f"inputs given: {list(given)}; the model's inputs are {names}")
         return [_checked(name, given[name], info) for name, info in self.inputs.items()]
 
     def _program(self, shapes: tuple[tuple[int, ...], ...]) -> Program:
@@ -202,7 +205,10 @@ class Model:
 
 def _checked(name: str, array: Any, info: ValueInfo) -> np.ndarray:
     """The array as the kernels want it: the declared type, contiguous."""
-    array = np.asarray(array)
+    try:
+        array = np.asarray(array)
+    except ValueError as error:
+        raise ConvwrightError(f"input {name!r} is no array: {' '.join(str(error).split())}") from error
     if array.dtype != info.dtype:
         raise ConvwrightError(f"input {name!r} has dtype {array.dtype}, the model takes {info.dtype}")
     if array.ndim != len(info.shape):

@@ -42,8 +42,10 @@ class Arena:
         self._memory = None
 
     def view(self, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        assert self._view is not None
         count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if not count:
+            return np.empty(shape, dtype)
+        assert self._view is not None
         return self._view[offset : offset + count].view(dtype).reshape(shape)
 
 
