@@ -137,17 +137,17 @@ def show_costs(cases: dict[str, tuple[Path, Array]], threads: int, console: Cons
             )  # fmt: skip
         notes += [f"   {name}, {row.peer}: {row.reason}" for row in rows if row.reason]
         shape = "x".join(map(str, image.shape))
-        ratio = rows[1].ratio
+        own, peer = (row.median_s for row in rows)
         table.add_row(
             name, shape, f"{parameters:,}", f"{macs / 1e6:,.1f}", *map(_milliseconds, rows),
-            "-" if ratio is None else f"{ratio:.2f}",
+            f"{peer / own:.2f}" if own and peer else "-",
         )  # fmt: skip
     show(console, f"3. What each network costs, on {threads} thread{'s' * (threads > 1)}, float32")
     console.print(table)
     for note in notes:
         show(console, note)
     show(console, "   1 MAC (multiply-accumulate) = 2 FLOPs. Times are medians, the runtimes taking turns;")
-    show(console, "   ratio: ONNX Runtime's time over convwright's, median of the turns; above 1, we are faster.")
+    show(console, "   ratio: ONNX Runtime's time over convwright's; above 1, convwright is the faster one.")
 
 
 def _milliseconds(row: Row) -> str:
