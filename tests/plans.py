@@ -100,7 +100,13 @@ class Planned:
         return [step.tile for step in self.steps if step.family is family]
 
 
-def planned(graph: Graph, target: Target, threads: int = 1, tile: tuple[int, int, int] | None = None) -> Planned:
+def planned(
+    graph: Graph,
+    target: Target,
+    threads: int = 1,
+    tile: tuple[int, int, int] | None = None,
+    numerics: str = "strict",
+) -> Planned:
     """The graph planned at its inputs' shapes; ``tile``: rows, cols and outs that direct convolutions are to use, where
     the output is as large."""
     made: dict[str, Any] = {}
@@ -116,7 +122,7 @@ def planned(graph: Graph, target: Target, threads: int = 1, tile: tuple[int, int
     shapes: dict[str, Any] = {name: info.shape for name, info in graph.inputs.items()}
     weights = Weights(graph.constants, target.vector)
     with patch.object(plan, "Builder", Recorded), patch.object(plan, "link", unlinked), _forced(tile):
-        plan.make_program(graph, shapes, weights, target, threads)
+        plan.make_program(graph, shapes, weights, target, threads, numerics)
     return Planned(made["builder"], made["steps"], made["outputs"], target, threads)
 
 

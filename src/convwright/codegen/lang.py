@@ -1,8 +1,8 @@
 """The small vector language in which every kernel is written.
 
-A kernel is one function, ``void kernel(const int64 *args, int64 begin, int64 end, int64 thread)``: it does the work items
-``begin <= item < end`` of one step of an inference. ``args`` holds pointers and sizes, all 64-bit. Kernels are specialised
-on what changes the instructions (Python numbers while emitting) and take the rest from ``args``.
+A kernel is one function, ``void kernel(const int64 *args, int64 begin, int64 end, int64 thread)``: it does the work
+items ``begin <= item < end`` of one step of an inference. ``args`` holds pointers and sizes, all 64-bit. Kernels are
+specialised on what changes the instructions (Python numbers while emitting) and take the rest from ``args``.
 
 Integers are 64-bit and written with Python operators; a Python ``int`` is a constant. Vectors hold ``target.vector``
 float32 lanes. Variables are mutable; LLVM's SROA pass turns them into registers.
@@ -153,6 +153,10 @@ class Kernel:
             return min(a, b)
         x, y = self.int_value(a), self.int_value(b)
         return Int(self, self.b.select(self.b.icmp_signed("<", x, y), x, y))
+
+    def smaller(self, a: Int, b: Integer) -> Int:
+        """``minimum`` of numbers of which one is known only when the kernel runs."""
+        return Int(self, self.int_value(self.minimum(a, b)))
 
     def maximum(self, a: Integer, b: Integer) -> Integer:
         if isinstance(a, int) and isinstance(b, int):

@@ -52,11 +52,18 @@ class Builder:
     """State of one plan: one graph, one set of input shapes, one number of threads."""
 
     def __init__(
-        self, graph: Graph, types: Inferred, weights: Weights, target: Target, threads: int, layers: list[Layer]
+        self,
+        graph: Graph,
+        types: Inferred,
+        weights: Weights,
+        target: Target,
+        threads: int,
+        layers: list[Layer],
+        numerics: str = "default",
     ) -> None:
         self.graph, self.types, self.weights = graph, types, weights
         self.target, self.threads, self.layers = target, threads, layers
-        self.v = target.vector
+        self.v, self.numerics = target.vector, numerics
         self.steps: list[Step] = []
         self.layer: Layer | None = None
         self.halos: dict[str, Halo] = {}

@@ -22,7 +22,7 @@ from convwright.model.report import Explanation, Profile, StepReport, median, sh
 from convwright.model.weights import Weights
 from convwright.runtime.machine import ceilings
 from convwright.runtime.program import Arena, Program
-from convwright.runtime.team import Team, check_threads, team_of
+from convwright.runtime.team import check_threads, team_of
 
 _REMEMBERED_PLANS = 16
 
@@ -33,7 +33,8 @@ def compile(graph: Graph | str | os.PathLike[str], *, threads: int | None = None
     - ``threads``: how many threads an inference uses; by default all cores that this process may use.
     - ``numerics``: "default", or "strict" to keep to direct summation.
 
-    Kernels are compiled, and weights packed, at once where the graph's inputs have fixed shapes, else at the first call.
+    Kernels are compiled, and weights packed, at once where the graph's inputs have fixed shapes, else at the first
+    call.
 
     Raises ConvwrightError for files, graphs and settings that cannot be used.
     """
@@ -48,8 +49,8 @@ class Model:
     """A network ready to run. ``model(x)`` takes NumPy arrays and returns NumPy arrays.
 
     Positional arrays go to the inputs in order; keywords or one dict go by name. One output is returned as an array,
-    several as a dict by name. Shapes may change from call to call where the graph leaves them open: the plan of each shape
-    is made at its first use and remembered.
+    several as a dict by name. Shapes may change from call to call where the graph leaves them open: the plan of each
+    shape is made at its first use and remembered.
     """
 
     def __init__(self, graph: Graph, threads: int, numerics: str):
@@ -102,7 +103,7 @@ class Model:
         program = self._programs.get(shapes)
         if program is None:
             by_name = dict(zip(self._graph.inputs, shapes, strict=True))
-            program = make_program(self._graph, by_name, self._weights, self._target, self.threads)
+            program = make_program(self._graph, by_name, self._weights, self._target, self.threads, self.numerics)
             self._weights.release()
             self._programs[shapes] = program
             while len(self._programs) > _REMEMBERED_PLANS:

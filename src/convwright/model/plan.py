@@ -21,12 +21,17 @@ from convwright.runtime.program import Program, link
 
 
 def make_program(
-    graph: Graph, shapes: Mapping[str, tuple[int, ...]], weights: Weights, target: Target, threads: int
+    graph: Graph,
+    shapes: Mapping[str, tuple[int, ...]],
+    weights: Weights,
+    target: Target,
+    threads: int,
+    numerics: str = "default",
 ) -> Program:
     """Plan one inference of the graph at these input shapes and compile what it needs."""
     types = infer(graph, shapes)
     layers = layers_of(graph, types, set(ACTIVATIONS))
-    b = Builder(graph, types, weights, target, threads, layers)
+    b = Builder(graph, types, weights, target, threads, layers, numerics)
     rows = _prepare(b)
     for index, name in enumerate(graph.inputs):
         dtype = types[name].dtype

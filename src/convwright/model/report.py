@@ -95,7 +95,7 @@ class Profile(Report):
 
 
 class Explanation(Report):
-    """What ``Model.explain`` returns: every step's kernel, why it was chosen, its time, its share of the machine's limit."""
+    """What ``Model.explain`` returns: every step's kernel, why it was chosen, its time, its share of the limit."""
 
     def __str__(self) -> str:
         return render(self.table(explain=True))

@@ -1,8 +1,9 @@
 """Choosing the register tile of a direct convolution and how its work is cut for threads and caches.
 
-The estimate counts, for one step of the reduction, what each resource of a core needs: multiply-adds (two vectors a cycle),
-loads (two a cycle), instructions (about five a cycle) and the latency of an addition (four cycles); and multiplies the
-slowest by the number of tiles that cover the output. Measured on AVX-512: tiles of 14 x 2 and 7 x 4 reach 98 % of the peak.
+The estimate counts, for one step of the reduction, what each resource of a core needs: multiply-adds (two vectors a
+cycle), loads (two a cycle), instructions (about five a cycle) and the latency of an addition (four cycles); and
+multiplies the slowest by the number of tiles that cover the output. Measured on AVX-512: tiles of 14 x 2 and 7 x 4
+reach 98 % of the peak.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ _L2_BUDGET = 768 * 1024
 _OUTS = (1, 2, 4, 6, 8)
 _STORE_CYCLES = 2.0  # a vector of outputs: bias, epilogue, store
 _TILE_CYCLES = 20.0
+_STREAM_CYCLES = 0.3  # a step, for each vector of weights that comes from the second-level cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,18 @@ def tallest(outs: int, target: Target) -> int:
     return 2 if target.registers < 32 and outs == 1 else 4
 
 
+def step_cycles(pixels: int, outs: int) -> float:
+    """Estimated cycles of one step of the reduction: one input value of each pixel times ``outs`` weight vectors."""
+    multiply_adds = pixels * outs / 2
+    loads = (pixels + outs) / 2 if outs > 1 else 0.6 * (pixels + 1)  # measured: 28 x 1 is slower than 14 x 1
+    instructions = (pixels * outs + pixels + outs) / 5
+    latency = 4.0 if pixels * outs < 8 else 0.0
+    return max(multiply_adds, loads, instructions, latency) + _STREAM_CYCLES * outs
+
+
 @lru_cache(maxsize=4096)
-def choose_tile(
-    out_rows: int, out_cols: int, vectors: int, groups: int, reduction: int, target: Target
-) -> Shape:
-    """The cheapest tile for ``out_rows x out_cols`` pixels and ``vectors`` output vectors in each of ``groups`` groups."""
+def choose_tile(out_rows: int, out_cols: int, vectors: int, groups: int, reduction: int, target: Target) -> Shape:
+    """The cheapest tile for ``out_rows x out_cols`` pixels and ``vectors`` output vectors in each group."""
     best: Shape | None = None
     for outs in _OUTS:
         if outs > vectors:
@@ -59,11 +68,9 @@ def choose_tile(
         for rows in range(1, min(out_rows, tallest(outs, target), most) + 1):
             for cols in range(1, min(out_cols, most // rows) + 1):
                 pixels = rows * cols
-                step = max(
-                    pixels * outs / 2, (pixels + outs) / 2, (pixels * outs + pixels + outs) / 5, 4.0 if outs * pixels < 8 else 0
-                )
                 tiles = tiles_out * -(-out_rows // rows) * -(-out_cols // cols)
-                cycles = tiles * (reduction * step + _TILE_CYCLES + pixels * outs * _STORE_CYCLES)
+                once = _TILE_CYCLES + pixels * outs * _STORE_CYCLES
+                cycles = tiles * (reduction * step_cycles(pixels, outs) + once)
                 if best is None or cycles < best.cycles:
                     best = Shape(rows, cols, outs, cycles)
     assert best is not None
@@ -72,7 +79,10 @@ def choose_tile(
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How a layer's tiles become work items (see ``kernels.direct``): item -> (half, chunk of pixels, output tile in the half)."""
+    """How a layer's tiles become work items (see ``kernels.direct``).
+
+    Item -> (half of the output tiles, chunk of pixel tiles, output tile in the half).
+    """
 
     tiles_inner: int
     chunks_image: int
@@ -82,10 +92,12 @@ class Cut:
 
 def cut_work(tiles: int, pixel_tiles: int, images: int, x_bytes: int, weight_bytes: int, threads: int) -> Cut:
     """Cut so that a chunk of the input stays in the second-level cache while all output tiles pass over it, and so that
-    the threads' shares are even; with more weights than input, each thread takes its own part of the weights."""
+    the threads' shares are even; with more weights than input, each thread takes its own part of the weights.
+    """
     uneven_out = -(-tiles // threads) * threads / tiles
     pieces = max(1, -(-threads // images)) if threads > 1 else 1
-    uneven_pixels = -(-pixel_tiles // pieces) * pieces / pixel_tiles * (-(-images * pieces // threads) * threads / (images * pieces))
+    shares = images * pieces
+    uneven_pixels = -(-pixel_tiles // pieces) * pieces / pixel_tiles * (-(-shares // threads) * threads / shares)
     by_output = threads > 1 and (
         uneven_out < uneven_pixels - 0.02 or (weight_bytes > x_bytes and uneven_out <= uneven_pixels + 0.02)
     )

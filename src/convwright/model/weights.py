@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convwright.kernels.winograd import transform_weights
 from convwright.model.values import ALIGNMENT
 
 
@@ -127,6 +128,7 @@ def pack_channels(values: np.ndarray, v: int) -> np.ndarray:
     return packed
 
 
+_INVERTIBLE = ("direct", "planar", "depthwise")
 _SMALL = 1 << 14  # bytes: constants up to this size stay as they are beside their packed form
 
 
@@ -144,7 +146,7 @@ class Weights:
         self._released: set[str] = set()
 
     def get(self, name: str, form: str, shape: tuple[int, ...], groups: int = 1) -> np.ndarray:
-        """The constant seen as ``shape`` and packed: ``form`` is "direct", "planar" or "depthwise"."""
+        """The constant seen as ``shape`` and packed: ``form`` is "direct", "planar", "depthwise" or "winograd"."""
         key = (name, form, groups, tuple(shape))
         if key not in self._packed:
             array = self.array(name).astype(np.float32, copy=False).reshape(shape)
@@ -153,6 +155,8 @@ class Weights:
                     self._packed[key] = pack_direct(array, groups, self.v)
                 case "planar":
                     self._packed[key] = pack_planar(array, self.v)
+                case "winograd":
+                    self._packed[key] = transform_weights(array, self.v)
                 case _:
                     self._packed[key] = pack_depthwise(array, self.v)
         return self._packed[key]
@@ -163,11 +167,19 @@ class Weights:
             self._vectors[key] = pack_channels(np.asarray(values, np.float32), self.v)
         return self._vectors[key]
 
+    def bias(self, name: str, channels: int) -> np.ndarray:
+        """The bias of a layer, zeros where ``name`` is empty."""
+        if not name:
+            return self.channels(("no bias", str(channels)), np.zeros(channels))
+        values = self.array(name)
+        return self.channels((name, "bias", str(channels)), np.broadcast_to(values.reshape(-1), (channels,)))
+
     def array(self, name: str) -> np.ndarray:
         """The constant in row-major order."""
         if name not in self._released:
             return self.constants[name]
-        key, packed = next((key, packed) for key, packed in self._packed.items() if key[0] == name)
+        forms = ((key, packed) for key, packed in self._packed.items() if key[0] == name and key[1] in _INVERTIBLE)
+        key, packed = next(forms)
         _, form, groups, shape = key
         if form == "direct":
             return unpack_direct(packed, shape, groups, self.v).reshape(self.constants[name].shape)
@@ -175,10 +187,18 @@ class Weights:
         return unpack_direct(packed, flat, 1, self.v).reshape(self.constants[name].shape)
 
     def release(self) -> None:
-        """Keep only the packed form of large constants; in ``constants`` an empty shell keeps their shape."""
-        for name, *_ in self._packed:
+        """Keep only the packed form of large constants; in ``constants`` an empty shell keeps their shape.
+
+        Winograd's transformed weights cannot give the constant back to the last bit: it stays beside them.
+        """
+        for name, form, *_ in self._packed:
             array = self.constants[name]
-            if name not in self._released and array.nbytes > _SMALL and array.dtype == np.float32:
+            if (
+                form in _INVERTIBLE
+                and name not in self._released
+                and array.nbytes > _SMALL
+                and array.dtype == np.float32
+            ):
                 self.constants[name] = np.broadcast_to(np.float32(0), array.shape)
                 self._released.add(name)
 

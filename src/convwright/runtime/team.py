@@ -1,8 +1,9 @@
 """The team of threads: one parallel region an inference.
 
 Every thread walks the same table of steps, does its share of each step's work items, helps those that are behind, and
-meets the others at a barrier where the table asks for one. The threads are native and run generated code only: they never hold Python's lock. A
-thread that waits spins for a bounded time and then sleeps in the kernel (futex), so nothing spins when idle.
+meets the others at a barrier where the table asks for one. The threads are native and run generated code only: they
+never hold Python's lock. A thread that waits spins for a bounded time and then sleeps in the kernel (futex), so nothing
+spins when idle.
 
 The table is an int64 array ``[steps][STEP_COLUMNS]``: address of the kernel, address of its arguments, number of work
 items, whether a barrier follows.
@@ -119,8 +120,8 @@ class _Synchronised(Kernel):
     def walk(self, shared: ir.Value, steps: ir.Value, count: Int, thread: Int) -> None:
         """Every step of the table: this thread's share, piece by piece, then pieces of shares not yet finished.
 
-        ``cursors[step][owner]`` says how far an owner's share has been taken, by whomever. Owners set theirs back to zero
-        once a barrier has shown that the step is over.
+        ``cursors[step][owner]`` says how far an owner's share has been taken, by whomever. Owners set theirs back to
+        zero once a barrier has shown that the step is over.
         """
         threads = self.read(self.field(shared, _THREADS))
         cursors = self.b.inttoptr(self.read(self.field(shared, _CURSORS)).value, PTR)

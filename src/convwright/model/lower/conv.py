@@ -2,66 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from convwright.graph import Node
-from convwright.graph.shape_rules.windows import axis_list, window_padding
 from convwright.kernels import depthwise, direct
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
+from convwright.model.geometry import Geometry, geometry
+from convwright.model.lower import winograd
 from convwright.model.tiles import Shape, choose_tile, cut_work
 from convwright.model.values import Halo, Value, blocks_of, spatial
 from convwright.model.weights import Entry, entries_of
 
 PLANAR_CHANNELS = 4  # inputs of the graph with at most so many channels are read plane by plane
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """A convolution over two spatial axes (one of them of size 1 for 1-D)."""
-
-    out_channels: int
-    own_channels: int  # input channels of a group
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]
-    dilation: tuple[int, int]
-    groups: int
-    size: tuple[int, int]
-    out_size: tuple[int, int]
-
-    @property
-    def halo(self) -> Halo:
-        """Zeros that the input needs around it: what the windows reach beyond it."""
-        reach = []
-        for axis in (0, 1):
-            last = (self.out_size[axis] - 1) * self.stride[axis] + (self.kernel[axis] - 1) * self.dilation[axis] + 1
-            reach.append(max(0, last - self.padding[axis][0] - self.size[axis]))
-        return self.padding[0][0], self.padding[1][0], reach[0], reach[1]
-
-    @property
-    def depthwise(self) -> bool:
-        return self.groups > 1 and self.own_channels == 1 and self.out_channels == self.groups
-
-    @property
-    def macs(self) -> int:
-        """Of one image."""
-        return int(np.prod(self.kernel)) * self.own_channels * self.out_channels * self.out_size[0] * self.out_size[1]
-
-
-def geometry(node: Node, shape: tuple[int, ...], weight_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Geometry:
-    """Of a Conv node; a 1-D convolution is one row high."""
-    rank = len(shape) - 2
-    stride = axis_list(node, "strides", rank, 1)
-    dilation = axis_list(node, "dilations", rank, 1)
-    padding = [(0, 0), *window_padding(node, tuple(shape[2:]), tuple(weight_shape[2:]), stride, dilation)]
-    kernel, stride, dilation = ((1, *sizes)[-2:] for sizes in (tuple(weight_shape[2:]), stride, dilation))
-    return Geometry(
-        weight_shape[0], weight_shape[1], (kernel[0], kernel[1]), (stride[0], stride[1]), (padding[-2], padding[-1]),
-        (dilation[0], dilation[1]), node.attributes.get("group", 1), spatial(shape), spatial(out_shape),
-    )  # fmt: skip
 
 
 def can_lower(b: Builder, layer: Layer) -> bool:
@@ -97,7 +49,12 @@ def lower(b: Builder, layer: Layer) -> None:
     elif reads_planes(b, name, g):
         _lower_direct(b, layer, g, b.padded_planes(b.plain(name), g.halo), planar=True)
     else:
-        _lower_direct(b, layer, g, b.with_halo(name, g.halo))
+        x = b.with_halo(name, g.halo)
+        cut = winograd.cut(b, g, x.n) if winograd.why_not(b, g) is None else None
+        if cut is not None and cut.cycles < winograd.WORTH * winograd.direct_cycles(b, g, x.n):
+            winograd.lower(b, layer, g, x, cut)
+        else:
+            _lower_direct(b, layer, g, x)
 
 
 def lower_gemm(b: Builder, layer: Layer) -> None:
@@ -112,21 +69,13 @@ def lower_gemm(b: Builder, layer: Layer) -> None:
     _lower_direct(b, layer, g, b.blocked(name))
 
 
-def _bias(b: Builder, layer: Layer, channels: int) -> np.ndarray:
-    name = layer.node.input(2)
-    if not name:
-        return b.weights.channels(("no bias", str(channels)), np.zeros(channels))
-    bias = b.weights.array(name)
-    return b.weights.channels((name, "bias", str(channels)), np.broadcast_to(bias.reshape(-1), (channels,)))
-
-
 def _lower_direct(b: Builder, layer: Layer, g: Geometry, x: Value, planar: bool = False) -> None:
     v, node = b.v, layer.node
     pointwise = g.kernel == (1, 1)
     form = "planar" if planar else "direct"
     weight_shape = (g.out_channels, g.own_channels, *g.kernel)
     packed = b.weights.get(node.inputs[1], form, weight_shape, g.groups)
-    bias = _bias(b, layer, g.out_channels)
+    bias = b.weights.bias(node.input(2), g.out_channels)
     residual = b.blocked(layer.residual) if layer.residual else None
     y = b.new_blocked(layer.output)
 
@@ -204,7 +153,7 @@ def _lower_depthwise(b: Builder, layer: Layer, g: Geometry) -> None:
     v, node = b.v, layer.node
     x = b.with_halo(node.inputs[0], g.halo)
     packed = b.weights.get(node.inputs[1], "depthwise", (g.out_channels, 1, *g.kernel))
-    bias = _bias(b, layer, g.out_channels)
+    bias = b.weights.bias(node.input(2), g.out_channels)
     residual = b.blocked(layer.residual) if layer.residual else None
     y = b.new_blocked(layer.output)
     rows, cols = g.out_size

