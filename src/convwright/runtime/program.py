@@ -113,16 +113,15 @@ class Program:
         return results
 
     def time_steps(self, team: Team, arena: Arena, inputs: Sequence[np.ndarray]) -> list[float]:
-        """One inference, a step at a time; seconds of each."""
+        """One inference with a barrier after every step; seconds of each."""
         results = self.bind(arena, inputs)
-        seconds = []
+        seconds: list[float] = []
         for segment in self.segments:
-            for step in range(segment.first, segment.first + segment.count):
+            if segment.python is None:
+                seconds += team.run_timed(self.table, segment.first, segment.count)
+            else:
                 start = time.perf_counter()
-                if segment.python is None:
-                    team.run(self.table, step, 1)
-                else:
-                    segment.python(*(_array(operand, arena, inputs, results) for operand in segment.operands))
+                segment.python(*(_array(operand, arena, inputs, results) for operand in segment.operands))
                 seconds.append(time.perf_counter() - start)
         return seconds
 

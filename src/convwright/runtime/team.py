@@ -18,6 +18,7 @@ import platform
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -117,15 +118,18 @@ class _Synchronised(Kernel):
             with others:
                 self.wait_while(shared, _PHASE, phase)
 
-    def walk(self, shared: ir.Value, steps: ir.Value, count: Int, thread: Int) -> None:
+    def walk(self, shared: ir.Value, steps: ir.Value, count: Int, thread: Int, times: ir.Value | None = None) -> None:
         """Every step of the table: this thread's share, piece by piece, then pieces of shares not yet finished.
 
         ``cursors[step][owner]`` says how far an owner's share has been taken, by whomever. Owners set theirs back to
-        zero once a barrier has shown that the step is over.
+        zero once a barrier has shown that the step is over; the last barrier is there so that no thread finds a cursor
+        of the job before. ``times``: the cycle counter at the start and after each step.
         """
         threads = self.read(self.field(shared, _THREADS))
         cursors = self.b.inttoptr(self.read(self.field(shared, _CURSORS)).value, PTR)
         settled = self.variable(0)
+        if times is not None:
+            self.note_time(times, 0)
         with self.loop(0, count) as step:
             function, arguments, items, meet = (self.load_int(steps, step * STEP_COLUMNS + i) for i in range(4))
             with self.loop(0, threads) as ahead:
@@ -137,10 +141,18 @@ class _Synchronised(Kernel):
                 with self.loop(settled.get(), step + 1) as over:
                     self.write(0, self.line(cursors, over * threads + thread))
                 settled.set(step + 1)
+            if times is not None:
+                self.note_time(times, step + 1)
         with self.when((threads * -1) < -1):
             self.barrier(shared, threads)
         with self.loop(settled.get(), count) as over:
             self.write(0, self.line(cursors, over * threads + thread))
+        with self.when((threads * -1) < -1):
+            self.barrier(shared, threads)
+
+    def note_time(self, times: ir.Value, index: Int | int) -> None:
+        clock = self.intrinsic("llvm.readcyclecounter", I64, [])
+        self.b.store(self.b.call(clock, []), self.b.gep(times, [self.int_value(index)], source_etype=I64))
 
     def line(self, lines: ir.Value, index: Int) -> ir.Value:
         return self.b.gep(lines, [(index * _LINE).value], source_etype=I64)
@@ -175,8 +187,8 @@ class _Callable:
         self.function_type, self.type, self.get_reference = function_type, pointer.type, pointer.get_reference
 
 
-def _build_runner() -> ir.Module:
-    """``kernel(shared, steps, count, _)``: post the job, do thread 0's share, return when every thread is done."""
+def _build_runner(timed: bool) -> ir.Module:
+    """``kernel(shared, steps, count, times)``: post the job, do thread 0's share, return when every thread is done."""
     k = _Synchronised(host_target())
     shared = k.args_pointer
     steps = k.b.inttoptr(k.begin.value, PTR)
@@ -184,7 +196,8 @@ def _build_runner() -> ir.Module:
     k.write(k.end, k.field(shared, _COUNT))
     with k.when((k.read(k.field(shared, _THREADS)) * -1) < -1):
         k.announce(shared, _JOB, k.read(k.field(shared, _JOB)) + 1)
-    k.walk(shared, steps, k.end, Int(k, ir.Constant(I64, 0)))
+    times = k.b.inttoptr(k.thread.value, PTR) if timed else None
+    k.walk(shared, steps, k.end, Int(k, ir.Constant(I64, 0)), times)
     return k.finish()
 
 
@@ -225,7 +238,8 @@ class Team:
         self._address = self._shared.ctypes.data
         self._cursors = np.zeros(0, np.int64)
         entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-        self._run = entry(compile_kernel("team-runner", _build_runner, target))
+        self._run = entry(compile_kernel("team-runner", lambda: _build_runner(False), target))
+        self._run_timed = entry(compile_kernel("team-runner-timed", lambda: _build_runner(True), target))
         self._own = [np.array([self._address, thread], np.int64) for thread in range(1, threads)]
         self._handles: list[ctypes.c_ulong] = []
         if threads > 1:
@@ -247,10 +261,26 @@ class Team:
 
     def run(self, table: np.ndarray, first: int, count: int) -> None:
         """Walk ``count`` steps of the table from step ``first`` on. The caller holds ``lock``."""
+        self._reserve(count)
+        self._run(self._address, table.ctypes.data + first * STEP_COLUMNS * 8, count, 0)
+
+    def run_timed(self, table: np.ndarray, first: int, count: int) -> list[float]:
+        """The same with a barrier after every step; the seconds that each took. The caller holds ``lock``."""
+        self._reserve(count)
+        apart = table[first : first + count].copy()
+        apart[:, STEP_COLUMNS - 1] = 1
+        times = np.zeros(count + 1, np.int64)
+        start = time.perf_counter()
+        self._run_timed(self._address, apart.ctypes.data, count, times.ctypes.data)
+        seconds = time.perf_counter() - start
+        cycles = np.diff(times)
+        return [float(share) for share in cycles * (seconds / max(int(cycles.sum()), 1))]
+
+    def _reserve(self, count: int) -> None:
+        """Cursors for so many steps, all at zero."""
         if len(self._cursors) < (count * self.threads + 1) * _LINE:
             self._cursors = np.zeros((2 * count * self.threads + 1) * _LINE, np.int64)
             self._shared[_CURSORS] = self._cursors.ctypes.data // 64 * 64 + 64
-        self._run(self._address, table.ctypes.data + first * STEP_COLUMNS * 8, count, 0)
 
     def stop(self) -> None:
         """End the threads; the team cannot be used after."""
