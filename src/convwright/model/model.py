@@ -16,6 +16,7 @@ from convwright.codegen.target import host_target
 from convwright.errors import ConvwrightError
 from convwright.graph import Graph, ValueInfo
 from convwright.graph import load as load_graph
+from convwright.graph.facts import Facts
 from convwright.graph.rewrites import simplify
 from convwright.model.plan import make_program
 from convwright.model.report import Explanation, Profile, StepReport, median, share_of_limit
@@ -73,7 +74,7 @@ class Model:
         arrays = self._arrays(args, kwargs)
         with self._lock:
             program = self._program(tuple(array.shape for array in arrays))
-            team = team_of(self.threads)
+            team = team_of(program.threads)
             with team.lock:
                 results = program.run(team, self._arena, arrays)
         if len(results) == 1:
@@ -129,7 +130,7 @@ class Model:
         arrays = self._arrays(args, kwargs) if args or kwargs else self._random_inputs()
         with self._lock:
             program = self._program(tuple(array.shape for array in arrays))
-            team = team_of(self.threads)
+            team = team_of(program.threads)
             with team.lock:
                 program.run(team, self._arena, arrays)
                 seconds = median([program.time_steps(team, self._arena, arrays) for _ in range(runs)])
@@ -147,7 +148,7 @@ class Model:
         )  # fmt: skip
         shapes = ", ".join("x".join(str(size) for size in array.shape) for array in arrays)
         title = f"{self._graph.name or 'model'} ({shapes})"
-        return title, self.threads, steps, sorted(whole)[len(whole) // 2], limits
+        return title, program.threads, steps, sorted(whole)[len(whole) // 2], limits
 
     def _random_inputs(self) -> list[np.ndarray]:
         generator = np.random.default_rng(0)
@@ -167,10 +168,12 @@ class Model:
 
     @property
     def outputs(self) -> dict[str, ValueInfo]:
-        """Type of every output, by name, as the last planned program has it; before the first, of unknown shape."""
+        """Type of every output, by name, as the last planned program has it; before the first, as the graph tells."""
         for program in reversed(self._programs.values()):
             return {name: ValueInfo(dtype, shape) for name, dtype, shape in program.outputs}
-        return {name: ValueInfo(np.dtype(np.float32), ()) for name in self._graph.outputs}
+        facts = Facts(self._graph)
+        types = ((name, facts.dtype(name), facts.open_shape(name)) for name in self._graph.outputs)
+        return {name: ValueInfo(dtype or np.dtype(np.float32), shape or ()) for name, dtype, shape in types}
 
     def memory(self) -> dict[str, int]:
         """Bytes of the packed weights, of the arena, and the least that the tensors alive at one step need."""

@@ -7,6 +7,8 @@ weights not included: a step whose tensors stay in a cache can exceed 100 %.
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
@@ -70,17 +72,14 @@ class Report:
         if self.ceilings:
             caption += f"; limits: {self.ceilings[0] / 1e9:.0f} GFLOP/s, {self.ceilings[1] / 1e9:.0f} GB/s"
         table = Table(title=self.title, caption=caption)
-        table.add_column("layer", overflow="ellipsis", no_wrap=True, max_width=36)
-        table.add_column("op", no_wrap=True)
-        table.add_column("kernel", no_wrap=True)
-        if explain:
-            table.add_column("why", no_wrap=True)
-        for heading in ("µs", "time", "MMACs", "GFLOP/s", "of limit"):
-            table.add_column(heading, justify="right", no_wrap=True)
+        for heading in ("layer", "kernel", *(["why"] if explain else [])):
+            table.add_column(heading, overflow="ellipsis", no_wrap=True)
+        for heading, width in (("µs", 8), ("time", 5), ("MMACs", 8), ("GFLOP/s", 7), ("of limit", 8)):
+            table.add_column(heading, justify="right", no_wrap=True, min_width=width)
         for step in self.steps:
             why = [step.why] if explain else []
             table.add_row(
-                step.layer, step.op, step.kernel, *why, f"{step.seconds * 1e6:.1f}", f"{step.seconds / total:.1%}",
+                step.layer or step.op, step.kernel, *why, f"{step.seconds * 1e6:.1f}", f"{step.seconds / total:.1%}",
                 f"{step.macs / 1e6:.2f}" if step.macs else "", f"{step.gflops:.0f}" if step.macs else "",
                 "" if step.share_of_limit is None else f"{step.share_of_limit:.0%}",
             )  # fmt: skip
@@ -102,9 +101,10 @@ class Explanation(Report):
 
 
 def render(table: Table) -> str:
-    """The table as text, as wide as it needs to be."""
+    """The table as text: as wide as the terminal, or as it needs to be where there is none."""
     text = StringIO()
-    Console(file=text, width=220, force_terminal=False).print(table)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    Console(file=text, width=max(width, 100), force_terminal=False).print(table)
     return text.getvalue()
 
 

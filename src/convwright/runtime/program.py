@@ -77,10 +77,10 @@ class Program:
     def __init__(
         self, table: np.ndarray, flat: np.ndarray, slots: dict[str, list[tuple[int, int, int]]], arena_bytes: int,
         liveness_bound: int, outputs: list[tuple[str, np.dtype, tuple[int, ...]]], segments: list[Segment],
-        infos: list[StepInfo], keep: Sequence[Any],
+        infos: list[StepInfo], threads: int, keep: Sequence[Any],
     ):  # fmt: skip
         self.table, self.arena_bytes, self.liveness_bound = table, arena_bytes, liveness_bound
-        self.outputs, self.infos, self.segments = outputs, infos, segments
+        self.outputs, self.infos, self.segments, self.threads = outputs, infos, segments, threads
         self._flat, self._keep = flat, keep
         self._inputs, self._outputs = slots["input"], slots["output"]
         arena = slots["arena"]
@@ -140,7 +140,8 @@ def _array(
 
 def link(
     steps: Sequence[Any], barriers: Sequence[bool], arena_bytes: int, liveness_bound: int,
-    outputs: list[tuple[str, np.dtype, tuple[int, ...]]], target: Target, keep: Sequence[Any],
+    outputs: list[tuple[str, np.dtype, tuple[int, ...]]], target: Target, threads: int,
+    keep: Sequence[Any],
 ) -> Program:  # fmt: skip
     """Compile the steps' kernels and lay out their arguments.
 
@@ -188,7 +189,9 @@ def link(
             segments.append(Segment(number, 1))
     arguments = np.array(flat, np.int64)
     table[:, 1] = arguments.ctypes.data + 8 * np.array(starts, np.int64)
-    return Program(table, arguments, slots, arena_bytes, liveness_bound, outputs, segments, infos, (arguments, keep))
+    return Program(
+        table, arguments, slots, arena_bytes, liveness_bound, outputs, segments, infos, threads, (arguments, keep)
+    )
 
 
 def _arguments(step: Any) -> Any:

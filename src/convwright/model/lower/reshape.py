@@ -7,6 +7,8 @@ from convwright.model.fuse import Layer
 
 
 def lower(b: Builder, layer: Layer) -> None:
+    if layer.output in b.flattened:  # its readers take the value that it flattens
+        return
     name, output = layer.node.inputs[0], layer.output
     shape = b.shape(output)
     if _same_blocks(b, name, shape) and (name, True) in b.values:
