@@ -20,7 +20,7 @@ import convwright as cw
 from convwright.graph import Graph
 from convwright.model import model as module
 from convwright.model.lower.fallback import SlowOperatorWarning
-from convwright.model.plan import make_program
+from convwright.model.plan import _small, make_program
 
 from .graph_models import Array, model, node, read, run, weights
 
@@ -29,6 +29,13 @@ SHAPES = [(1, 3, 12, 10), (2, 3, 12, 10), (1, 3, 7, 9), (3, 3, 6, 5), (1, 3, 17,
 
 def scaled(*shape: int, seed: int = 1) -> Array:
     return weights(*shape, seed=seed) / np.float32(np.sqrt(np.prod(shape[1:])))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_work_is_too_small() -> Iterator[None]:
+    """These networks would run on one thread; the tests want the team."""
+    with patch("convwright.model.plan._small", lambda steps: False):
+        yield
 
 
 def restorer() -> onnx.ModelProto:
@@ -493,3 +500,9 @@ def test_profile_counts_every_multiplication() -> None:
     report = compiled.profile(image(1, 3, 12, 10), runs=2)
     pixels = 12 * 10
     assert sum(step.macs for step in report.steps) == pixels * (20 * 27 + 20 * 9 + 12 * 20 + 20 * 32 * 9 + 3 * 20)
+
+
+def test_a_little_work_is_done_by_one_thread_and_much_by_the_team() -> None:
+    with patch("convwright.model.plan._small", wraps=_small), cw.compile(read(restorer()), threads=2) as compiled:
+        assert compiled.profile(np.zeros((1, 3, 8, 8), np.float32), runs=1).threads == 1
+        assert compiled.profile(np.zeros((1, 3, 128, 128), np.float32), runs=1).threads == 2
