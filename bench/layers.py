@@ -12,8 +12,6 @@ here is several there (equal convolutions side by side), theirs are added up.
 One process a runtime, in turns. Within a turn a runtime runs as it likes, spinning threads included; the next one's
 turn comes when its threads rest. onnxruntime and openvino open the network anew for each turn, which is how their
 profiles begin anew. Times are medians over the turns of a turn's median (openvino tells means alone, to a microsecond).
-Here the steps of a profile, each called for itself, together take longer than an inference does: the difference is
-taken off them in equal parts.
 
 "short" marks what the project does not allow itself: a layer under 60 % of the ceiling where a peer's is above.
 
@@ -242,11 +240,7 @@ class Timed:
 
 
 class Convwright:
-    """`Model.profile`: the layer's steps, in `kernel` without those that fill the padding.
-
-    A profile calls the threads together for every step, an inference once: what the steps take more than an inference
-    is taken off them in equal parts.
-    """
+    """`Model.profile`: the layer's steps, in `kernel` without those that fill the padding."""
 
     def __init__(self, threads: int):
         self.threads = threads
@@ -258,27 +252,18 @@ class Convwright:
                 model.close()
             self.models = {path: cw.compile(path, threads=self.threads)}
         layers: dict[str, Timed] = {}
-        report = self.models[path].profile(x, runs=runs)
-        for step, seconds in zip(report.steps, without_calls(report), strict=True):
+        for step in self.models[path].profile(x, runs=runs).steps:
             if step.kernel not in _CONVERSIONS and step.layer:
                 timed = layers.setdefault(step.layer, Timed([step.layer], (), (), 0.0, 0.0))
-                timed.seconds += seconds
-                timed.kernel = (timed.kernel or 0.0) + (seconds if step.macs else 0.0)
+                timed.seconds += step.seconds
+                timed.kernel = (timed.kernel or 0.0) + (step.seconds if step.macs else 0.0)
         return list(layers.values())
 
     def call(self, path: str, x: np.ndarray, runs: int) -> tuple[float, float | None]:
         with cw.compile(path, threads=self.threads) as model:
             seconds = timed_calls(lambda: model(x), runs)
             report = model.profile(x, runs=runs)
-        steps = zip(report.steps, without_calls(report), strict=True)
-        return seconds, sum(taken for step, taken in steps if step.kernel not in _CONVERSIONS)
-
-
-def without_calls(report: Any) -> list[float]:
-    """The seconds of each step, less its part of what the steps together take more than an inference."""
-    seconds = [step.seconds for step in report.steps]
-    call = max(0.0, sum(seconds) - report.whole_seconds) / len(seconds)
-    return [max(one - call, 0.0) for one in seconds]
+        return seconds, sum(step.seconds for step in report.steps if step.kernel not in _CONVERSIONS)
 
 
 class OnnxRuntime:
