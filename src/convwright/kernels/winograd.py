@@ -24,6 +24,7 @@ from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
 from convwright.kernels.cook_toom import Matrix, filtering
+from convwright.runtime.memory import aligned_empty
 
 OUTPUT, TAPS = 4, 3
 INPUT = OUTPUT + TAPS - 1
@@ -55,12 +56,13 @@ class WinogradTile:
 
 
 def transform_weights(weight: np.ndarray, v: int) -> np.ndarray:
-    """``[K, C, 3, 3]`` to ``[ceil(K/v)][36][C][v]``: G g G^T in float64, rounded once."""
+    """``[K, C, 3, 3]`` to ``[ceil(K/v)][36][C][v]``, on a cache line: G g G^T in float64, rounded once."""
     g = filtering(OUTPUT, TAPS).float_g()
     out_channels, channels = weight.shape[:2]
     spread = np.kron(g, g)  # [36][9]
     vectors = -(-out_channels // v)
-    packed = np.zeros((vectors, PLACES, channels, v), np.float32)
+    packed = aligned_empty(vectors * PLACES * channels * v).reshape(vectors, PLACES, channels, v)
+    packed[-1] = 0
     for vector in range(vectors):
         some = weight[vector * v : (vector + 1) * v].reshape(-1, channels, TAPS * TAPS).astype(np.float64)
         packed[vector, :, :, : len(some)] = (some @ spread.T).transpose(2, 1, 0)

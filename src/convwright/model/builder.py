@@ -22,8 +22,9 @@ from convwright.graph.shapes import Inferred
 from convwright.kernels import halo as halo_kernel
 from convwright.kernels import layout as layout_kernels
 from convwright.model.fuse import Layer
-from convwright.model.values import ALIGNMENT, NO_HALO, Buffer, Halo, Ref, Value, blocks_of, spatial
+from convwright.model.values import NO_HALO, Buffer, Halo, Ref, Value, blocks_of, spatial
 from convwright.model.weights import Weights
+from convwright.runtime.memory import ALIGNMENT
 
 _FLOAT = np.dtype(np.float32)
 

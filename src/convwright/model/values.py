@@ -10,7 +10,6 @@ Halo = tuple[int, int, int, int]
 """Rows above, columns to the left, rows below, columns to the right of a tensor that hold zeros."""
 
 NO_HALO: Halo = (0, 0, 0, 0)
-ALIGNMENT = 64
 
 
 @dataclass(eq=False, slots=True)

@@ -10,14 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from convwright.kernels.winograd import transform_weights
-from convwright.model.values import ALIGNMENT
-
-
-def aligned_empty(count: int) -> np.ndarray:
-    """``count`` float32, the first on a cache line."""
-    raw = np.empty(count * 4 + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + count * 4].view(np.float32)
+from convwright.runtime.memory import aligned_empty
 
 
 @dataclass(frozen=True, slots=True)
