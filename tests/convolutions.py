@@ -50,6 +50,7 @@ class Case:
     threads: int = 1
     at_end: bool = True
     tile: tuple[int, int, int] | None = None
+    numerics: str = "strict"
     seed: int = field(default=0, compare=False)
 
     @property
@@ -95,7 +96,7 @@ class Case:
             around = {"kernel_shape": (3,) * spec.rank, "pads": (1,) * (2 * spec.rank)}
             nodes.append(Node("Conv", [outputs[0], "after"], ["z"], around))
             outputs.append("z")
-        return planned(graph_of(nodes, inputs, outputs, constants), target, self.threads, self.tile)
+        return planned(graph_of(nodes, inputs, outputs, constants), target, self.threads, self.tile, self.numerics)
 
     def run(self, plan: Planned, inputs: Arrays) -> list[NDArray[Any]]:
         """The convolution's output, and where there is one the output of the convolution that follows."""

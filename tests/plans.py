@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
@@ -46,6 +46,7 @@ class Planned:
     outputs: list[tuple[str, np.dtype[Any], tuple[int, ...]]]
     target: Target
     threads: int
+    memory: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # of the last run, by the buffer's id
 
     def kernels(self) -> list[tuple[str, Any]]:
         return [(step.tile.key, lambda step=step: step.family.emit(step.tile, self.target)) for step in self.steps]
@@ -53,7 +54,7 @@ class Planned:
     def run(self, inputs: Arrays, *, at_end: bool = True) -> Arrays:
         """The outputs; every buffer ends (or begins) at an unreadable page."""
         addresses = compile_many(self.kernels(), self.target)
-        memory: dict[int, NDArray[np.float32]] = {}
+        memory = self.memory = {}
         names = list(inputs)
 
         def room(buffer: Buffer) -> NDArray[np.float32]:
@@ -84,10 +85,11 @@ class Planned:
         return results
 
     def _poison(self, memory: Mapping[int, NDArray[np.float32]]) -> None:
-        """NaN in the lanes that mean nothing."""
+        """NaN in the lanes that mean nothing; the parts of a concatenation leave that to the whole."""
         v = self.target.vector
         for value in self.builder.values.values():
-            if value.blocked and id(value.buffer) in memory and value.channels % v:
+            whole = value.blocked and value.image == value.block * blocks_of(value.channels, v)
+            if whole and id(value.buffer) in memory and value.channels % v:
                 self._view(value, memory[id(value.buffer)])[:, -1, ..., value.channels % v :] = np.nan
 
     def _view(self, value: Value, memory: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -14,13 +14,16 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from convwright.codegen.jit import assembly
 from convwright.codegen.target import NAMES, Target, target_named
-from convwright.kernels import depthwise, direct, elementwise, pool
+from convwright.kernels import depthwise, direct, elementwise, pool, winograd
+from convwright.model.geometry import Geometry
+from convwright.model.lower import winograd as winograd_lowering
 from convwright.model.tiles import choose_tile
 
 pytestmark = pytest.mark.skipif(target_named("generic").registers > 16, reason="reads x86 assembly")
@@ -43,13 +46,20 @@ def innermost_loops(text: str) -> Iterator[list[str]]:
             yield block
 
 
-def share_of_spills(emit: Callable[[Any, Target], Any], tile: Any, target: Target) -> float:
-    """The largest share of the vector instructions of an innermost loop that touch the stack."""
+def share_of_spills(
+    emit: Callable[[Any, Target], Any], tile: Any, target: Target, counts: Callable[[str], object] = bool
+) -> float:
+    """The largest share of the vector instructions of an innermost loop that touch the stack.
+
+    Only loops whose text satisfies ``counts`` are looked at.
+    """
     text = assembly(tile.key, lambda: emit(tile, target), target)
     # %rbp points into the stack only where the function has a frame; else it is a register like others.
     has_frame = re.search(r"movq\s+%rsp, %rbp", text) is not None
     stack = re.compile(r"\(%rsp[,)]|\(%rbp[,)]" if has_frame else r"\(%rsp[,)]")
-    loops = [[line for line in loop if VECTOR.search(line)] for loop in innermost_loops(text)]
+    loops = [
+        [line for line in loop if VECTOR.search(line)] for loop in innermost_loops(text) if counts("\n".join(loop))
+    ]
     shares = [sum(bool(stack.search(line)) for line in loop) / len(loop) for loop in loops if loop]
     assert shares, f"{tile} has no innermost loop on vectors"
     return max(shares)
@@ -101,6 +111,28 @@ def test_direct(target: Target) -> None:
 @all_targets
 def test_direct_at_many_sizes(target: Target) -> None:
     assert not spilling(direct, direct_tiles(MORE_LAYERS, target, masked=True), target)
+
+
+# Size, input and output channels of the 3x3 layers of VGG and ResNet.
+DENSE_3X3 = [
+    (224, 64, 64), (112, 64, 128), (112, 128, 128), (56, 128, 256), (56, 256, 256), (28, 256, 512), (28, 512, 512),
+    (14, 512, 512), (56, 64, 64), (28, 128, 128), (14, 256, 256), (7, 512, 512),
+]  # fmt: skip
+
+
+@all_targets
+def test_winograd_products(target: Target) -> None:
+    """The loops that sum products, which store nothing. The transforms hold 36 vectors at once: they have to spill."""
+    store = re.compile(r"movu?a?ps\s+%[xyz]mm\d+, [-\w]*\((?!%r[sb]p[,)])")
+    tiles: dict[winograd.WinogradTile, None] = {}
+    for (size, channels, out_channels), threads in itertools.product(DENSE_3X3, (1, 2)):
+        b: Any = SimpleNamespace(v=target.vector, threads=threads, target=target)
+        around = ((1, 1), (1, 1))
+        g = Geometry(out_channels, channels, (3, 3), (1, 1), around, (1, 1), 1, (size, size), (size, size))
+        cut = winograd_lowering.cut(b, g, 1)
+        tiles[winograd.WinogradTile(cut.tiles, cut.outs)] = None
+    for tile in tiles:
+        assert share_of_spills(winograd.emit, tile, target, lambda loop: not store.search(loop)) == 0, tile
 
 
 @all_targets
