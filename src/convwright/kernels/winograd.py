@@ -5,7 +5,8 @@ cache: it transforms their inputs (V = B^T d B), multiplies them, for each of th
 transformed weights (M = V U, a matrix product over the input channels), and transforms the products back (A^T M A),
 adding bias and epilogue. The products of ``outs`` output vectors are transformed as soon as they are complete.
 
-Tiles at the right and bottom edge are moved back inside. Scratch of one thread, in floats: V as
+Tiles at the right and bottom edge are moved back inside, and store only what the tiles before them do not: the same
+output computed in two places of a tile is not the same to the last bit. Scratch of one thread, in floats: V as
 ``[36][channel blocks][group][v]``, then M as ``[36][outs][group][v]``. Weights are packed
 ``[output vector][36][channel][v]``.
 """
@@ -162,22 +163,25 @@ def _transform_back(
     y = k.advance(a.y, image * a.y_image + out * a.y_block)
     residual = k.advance(a.residual, image * a.r_image + out * a.r_block)
     with k.loop(0, a.group) as place:
-        top, left = _corner(k, a, first + place)
-        for vector_number in range(tile.outs):
+        number = first + place
+        top, left = _corner(k, a, number)
+        with k.loop(0, tile.outs) as vector_number:
             at = k.advance(products, (a.group * vector_number + place) * k.v)
             stride = a.group * (tile.outs * k.v)
             m = [[k.load(at, stride * (row * INPUT + col)) for col in range(INPUT)] for row in range(INPUT)]
             bias = k.load(a.bias, (out + vector_number) * k.v)
             for row, vectors in enumerate(_both_ways(k, filtering(OUTPUT, TAPS).at, m)):
-                for col, vector in enumerate(vectors):
-                    vector = k.add(vector, bias)
-                    for operation in tile.epilogue:
-                        if operation[0] == "residual":
-                            where = a.r_block * vector_number + (top + row) * a.r_row + (left + col) * k.v
-                            vector = k.add(vector, k.load(residual, where))
-                        else:
-                            vector = apply(k, operation, vector)
-                    k.store(vector, y, a.y_block * vector_number + (top + row) * a.y_row + (left + col) * k.v)
+                with k.when(top + row >= number // a.tiles_wide * OUTPUT):
+                    for col, vector in enumerate(vectors):
+                        vector = k.add(vector, bias)
+                        for operation in tile.epilogue:
+                            if operation[0] == "residual":
+                                where = a.r_block * vector_number + (top + row) * a.r_row + (left + col) * k.v
+                                vector = k.add(vector, k.load(residual, where))
+                            else:
+                                vector = apply(k, operation, vector)
+                        with k.when(left + col >= number % a.tiles_wide * OUTPUT):
+                            k.store(vector, y, a.y_block * vector_number + (top + row) * a.y_row + (left + col) * k.v)
 
 
 def _both_ways(k: Kernel, matrix: Matrix, d: Sequence[Sequence[ir.Value]]) -> list[list[ir.Value]]:
