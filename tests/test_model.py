@@ -506,3 +506,16 @@ def test_a_little_work_is_done_by_one_thread_and_much_by_the_team() -> None:
     with patch("convwright.model.plan._small", wraps=_small), cw.compile(read(restorer()), threads=2) as compiled:
         assert compiled.profile(np.zeros((1, 3, 8, 8), np.float32), runs=1).threads == 1
         assert compiled.profile(np.zeros((1, 3, 128, 128), np.float32), runs=1).threads == 2
+
+
+def test_a_shape_can_be_prepared_and_plans_forgotten() -> None:
+    with cw.compile(read(restorer()), threads=2) as compiled:
+        compiled.prepare((1, 3, 9, 7))
+        with patch.object(module, "make_program", side_effect=AssertionError("planned again")):
+            compiled(np.zeros((1, 3, 9, 7), np.float32))
+        compiled.forget_plans()
+        with patch.object(module, "make_program", wraps=make_program) as planner:
+            compiled(np.zeros((1, 3, 9, 7), np.float32))
+        assert planner.call_count == 1
+        with pytest.raises(cw.ConvwrightError, match="2 shapes given"):
+            compiled.prepare((1, 3, 9, 7), (1,))

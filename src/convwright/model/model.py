@@ -180,6 +180,21 @@ class Model:
         bound = max((program.liveness_bound for program in self._programs.values()), default=0)
         return {"weights": self._weights.nbytes, "arena": self._arena.nbytes, "liveness_bound": bound}
 
+    def prepare(self, *shapes: tuple[int, ...]) -> None:
+        """Plan for inputs of these shapes now, one shape an input, so that the first call with them does not have to.
+
+        Raises ConvwrightError for shapes that the graph does not accept.
+        """
+        if len(shapes) != len(self.inputs):
+            raise ConvwrightError(f"{len(shapes)} shapes given, the model has {len(self.inputs)} inputs")
+        with self._lock:
+            self._program(tuple(tuple(int(size) for size in shape) for shape in shapes))
+
+    def forget_plans(self) -> None:
+        """Drop the plans of all shapes met so far; weights and compiled kernels stay."""
+        with self._lock:
+            self._programs.clear()
+
     def close(self) -> None:
         """Release the model's memory; calls after this raise ConvwrightError."""
         with self._lock:
