@@ -255,17 +255,6 @@ class Builder:
             self.step("pad", layout_kernels, tile, arguments, items, [source], [value], why="padding")
         return value
 
-    def with_halo(self, name: str, halo: Halo) -> Value:
-        """The blocked value inside at least this halo: itself, or a copy."""
-        value = self.blocked(name)
-        if all(have >= need for have, need in zip(value.halo, halo, strict=True)):
-            return value
-        copy = self.blocked_room(value.shape, halo)
-        from convwright.model.lower.channels import copy_whole
-
-        copy_whole(self, value, copy)
-        return copy
-
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     def step(

@@ -134,5 +134,11 @@ def merged(a: Halo, b: Halo) -> Halo:
     return tuple(max(pair) for pair in zip(a, b, strict=True))  # type: ignore[return-value]
 
 
-def copy_whole(b: Builder, x: Value, y: Value) -> None:
-    choose_step(b, x, y, np.arange(blocks_of(x.channels, b.v) * b.v), "padding")
+def with_halo(b: Builder, name: str, halo: Halo) -> Value:
+    """The blocked value inside at least this halo: itself, or a copy."""
+    value = b.blocked(name)
+    if all(have >= need for have, need in zip(value.halo, halo, strict=True)):
+        return value
+    copy = b.blocked_room(value.shape, halo)
+    choose_step(b, value, copy, np.arange(blocks_of(value.channels, b.v) * b.v), "padding")
+    return copy

@@ -8,7 +8,7 @@ from convwright.kernels import depthwise, direct
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import Geometry, geometry
-from convwright.model.lower import winograd
+from convwright.model.lower import channels, winograd
 from convwright.model.tiles import Shape, choose_tile, cut_work
 from convwright.model.values import Halo, Value, blocks_of, spatial
 from convwright.model.weights import Entry, entries_of
@@ -49,7 +49,7 @@ def lower(b: Builder, layer: Layer) -> None:
     elif reads_planes(b, name, g):
         _lower_direct(b, layer, g, b.padded_planes(b.plain(name), g.halo), planar=True)
     else:
-        x = b.with_halo(name, g.halo)
+        x = channels.with_halo(b, name, g.halo)
         cut = winograd.cut(b, g, x.n) if winograd.why_not(b, g) is None else None
         if cut is not None and cut.cycles < winograd.WORTH * winograd.direct_cycles(b, g, x.n):
             winograd.lower(b, layer, g, x, cut)
@@ -151,7 +151,7 @@ def _table(entries: list[Entry], outs: int, g: Geometry, reduction: int, v: int)
 
 def _lower_depthwise(b: Builder, layer: Layer, g: Geometry) -> None:
     v, node = b.v, layer.node
-    x = b.with_halo(node.inputs[0], g.halo)
+    x = channels.with_halo(b, node.inputs[0], g.halo)
     packed = b.weights.get(node.inputs[1], "depthwise", (g.out_channels, 1, *g.kernel))
     bias = b.weights.bias(node.input(2), g.out_channels)
     residual = b.blocked(layer.residual) if layer.residual else None
