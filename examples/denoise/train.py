@@ -3,7 +3,7 @@
 Run from the repository's root, with PyTorch, scikit-image and scikit-learn installed::
 
     python -m examples.denoise.train                 # the file in the repository: 3500 steps
-    python -m examples.denoise.train --steps 200 --out /tmp/quick.onnx
+    python -m examples.denoise.train --steps 200 --out quick.onnx
     python -m examples.denoise.train --evaluate      # measure restorer.onnx on the held-out photographs
 
 All photographs come inside the wheels of scikit-image and scikit-learn; nothing is downloaded. `README.md` beside this
