@@ -9,6 +9,7 @@ import numpy as np
 from convwright.errors import ConvwrightError
 from convwright.graph.facts import Facts
 from convwright.graph.graph import INTERNAL, Graph, Node
+from convwright.graph.names import Names
 
 
 def expand(graph: Graph) -> Graph:
@@ -38,16 +39,8 @@ class _Expansion:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.facts = Facts(graph)
-        self.taken = set(graph.names())
+        self.fresh = Names(graph.names()).fresh
         self.nodes: list[Node] = []
-
-    def fresh(self, stem: str) -> str:
-        name, number = stem, 0
-        while name in self.taken:
-            number += 1
-            name = f"{stem}_{number}"
-        self.taken.add(name)
-        return name
 
     def constant(self, stem: str, array: np.ndarray) -> str:  # type: ignore[type-arg]
         name = self.fresh(stem)

@@ -13,6 +13,7 @@ import numpy as np
 
 from convwright.errors import ConvwrightError
 from convwright.graph.graph import INTERNAL, Graph, Node, names
+from convwright.graph.names import Names
 
 OLDEST = 7
 NEWEST_COMMON = 20
@@ -25,18 +26,10 @@ class _Normaliser:
     def __init__(self, graph: Graph) -> None:
         self.opset = graph.opset
         self.constants = graph.constants
-        self.taken = set(graph.names())
+        self.fresh = Names(graph.names()).fresh
         floats = [info.dtype for info in graph.inputs.values() if info.dtype.kind == "f"]
         self.float_type = floats[0] if floats else np.dtype(np.float32)
         self.nodes: list[Node] = []
-
-    def fresh(self, stem: str) -> str:
-        name, number = stem, 0
-        while name in self.taken:
-            number += 1
-            name = f"{stem}_{number}"
-        self.taken.add(name)
-        return name
 
     def constant(self, node: Node, what: str, value: Any, dtype: Any = np.int64) -> str:
         name = self.fresh(f"{node.outputs[0]}_{what}")

@@ -5,8 +5,7 @@ vector of a row is loaded once and used by all the taps that it meets (for 3x3 a
 weights stay in registers. The number of kernel rows is an argument, the kernel's width is baked in. Wide kernels, whose
 row of weights does not fit the register file, loop over their taps instead (``unrolled=False``).
 
-Weights are packed ``[block][kh][kw][v]``. The source of the idea of holding filter rows in registers: any
-register-blocked stencil; the limits that choose ``cols`` are in ``choose_cols``.
+Weights are packed ``[block][kh][kw][v]``.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
 from convwright.kernels.cook_toom import Matrix, filtering
+from convwright.kernels.products import Sums, add_products
 from convwright.runtime.memory import aligned_empty
 
 OUTPUT, TAPS = 4, 3
@@ -139,22 +140,14 @@ def _multiply(
                     k.store(accumulator.get(), m_place, (a.group * out + start + pixel) * k.v)
 
 
-def _step(
-    k: Kernel, a: Reader, tile: WinogradTile, sums: list[list[Variable]], now: Variable, x: ir.Value, unroll: int
-) -> None:
-    """Add ``unroll`` channels to the sums."""
-    u = now.get()
-    for ahead in range(unroll):
-        vectors = [k.load(k.advance(u, a.u_out * out), ahead * k.v) for out in range(tile.outs)]
-        for pixel, accumulators in enumerate(sums):
-            value = k.broadcast(k.load_scalar(x, pixel * k.v + ahead))
-            for vector, accumulator in zip(vectors, accumulators, strict=True):
-                accumulator.set(k.fma(value, vector, accumulator.get()))
-    now.set(k.advance(u, unroll * k.v))
-    if unroll == UNROLL:  # the next place's weights, a few steps ahead of their use
+def _step(k: Kernel, a: Reader, tile: WinogradTile, sums: Sums, weights: Variable, x: ir.Value, unroll: int) -> None:
+    """Add ``unroll`` channels to the sums; meanwhile the next place's weights come to the second-level cache."""
+    now = weights.get()
+    add_products(k, sums, weights, a.u_out, unroll, lambda pixel, ahead: k.load_scalar(x, pixel * k.v + ahead))
+    if unroll == UNROLL:
         for out in range(tile.outs):
             for line in range(UNROLL):
-                k.prefetch(k.advance(u, a.u_out * out), a.channels * k.v + line * k.v, locality=2)
+                k.prefetch(k.advance(now, a.u_out * out), a.channels * k.v + line * k.v, locality=2)
 
 
 def _transform_back(

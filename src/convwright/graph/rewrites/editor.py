@@ -8,6 +8,7 @@ import numpy as np
 
 from convwright.graph.facts import Facts, Shape
 from convwright.graph.graph import Graph, Node
+from convwright.graph.names import Names
 
 Array = np.ndarray[Any, Any]
 
@@ -23,7 +24,7 @@ class Editor:
         self._readers: dict[str, list[Node]] = {}
         for node in graph.nodes:
             self._link(node)
-        self._taken = set(graph.names())
+        self._names = Names(graph.names())
 
     def _link(self, node: Node) -> None:
         for name in node.outputs:
@@ -80,12 +81,7 @@ class Editor:
 
     def fresh(self, stem: str) -> str:
         """A name that no value has."""
-        name, number = stem, 0
-        while name in self._taken:
-            number += 1
-            name = f"{stem}_{number}"
-        self._taken.add(name)
-        return name
+        return self._names.fresh(stem)
 
     def change(
         self,
@@ -113,7 +109,7 @@ class Editor:
     def insert_before(self, anchor: Node, node: Node) -> None:
         position = next(index for index, other in enumerate(self.graph.nodes) if other is anchor)
         self.graph.nodes.insert(position, node)
-        self._taken.update(node.outputs)
+        self._names.take(node.outputs)
         self._link(node)
 
     def remove(self, node: Node) -> None:
