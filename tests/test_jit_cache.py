@@ -149,6 +149,25 @@ def test_what_a_worker_fails_at_is_an_error_here() -> None:
     assert run(Adder(3), "test-add-3") == 4
 
 
+def test_where_this_process_fails_no_file_of_a_worker_stays_open() -> None:
+    parent = os.getpid()
+
+    class FailsHere(Adder):
+        def __call__(self) -> ir.Module:
+            if os.getpid() == parent:
+                raise ZeroDivisionError("no such tile")
+            return super().__call__()
+
+    def open_files() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = open_files()
+    kernels = [(f"test-add-{number}", FailsHere(number)) for number in range(300)]
+    with pytest.raises(ZeroDivisionError, match="no such tile"):
+        compile_many(kernels, host_target(), workers=3)
+    assert open_files() == before
+
+
 def test_a_worker_that_dies_costs_nothing_but_time() -> None:
     parent = os.getpid()
 

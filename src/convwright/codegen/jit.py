@@ -18,7 +18,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -177,18 +177,25 @@ def _compile_in_workers(kernels: dict[str, Build], target: Target, workers: int)
     # No more than a pipe holds; what is left over the caller compiles.
     os.write(give, b"".join(number.to_bytes(2, "little") for number in range(min(len(keys), 1 << 14))))
     os.close(give)
+    with ExitStack() as files:
+        return _share_out(keys, kernels, target, workers, take, files)
+
+
+def _share_out(
+    keys: list[str], kernels: dict[str, Build], target: Target, workers: int, take: int, files: ExitStack
+) -> dict[str, Entry]:
+    """Start the workers, work beside them, collect their results; ``files`` closes the latter however this ends."""
     children: list[tuple[int, IO[bytes]]] = []
     deadline = 0.0  # where this process fails or is interrupted, the children end with it
     try:
         for _ in range(workers - 1):
-            results: IO[bytes] = os.fdopen(os.memfd_create("convwright-kernels"), "w+b")
+            results: IO[bytes] = files.enter_context(os.fdopen(os.memfd_create("convwright-kernels"), "w+b"))
             with warnings.catch_warnings():
                 # Python warns of a fork where other threads run; the child touches none of their state.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 try:
                     child = os.fork()
                 except OSError:  # no more processes allowed
-                    results.close()
                     break
             if child == 0:
                 _work(take, results, keys, kernels, target)
@@ -203,7 +210,7 @@ def _compile_in_workers(kernels: dict[str, Build], target: Target, workers: int)
         for child, _ in children:
             _wait(child, deadline)
     for _, results in children:
-        with results, suppress(EOFError, pickle.UnpicklingError):
+        with suppress(EOFError, pickle.UnpicklingError):
             results.seek(0)
             while True:
                 key, payload, ir_hash = pickle.load(results)
