@@ -4,8 +4,8 @@ A kernel is one function, ``void kernel(const int64 *args, int64 begin, int64 en
 items ``begin <= item < end`` of one step of an inference. ``args`` holds pointers and sizes, all 64-bit. Kernels are
 specialised on what changes the instructions (Python numbers while emitting) and take the rest from ``args``.
 
-Integers are 64-bit and written with Python operators; a Python ``int`` is a constant. Vectors hold ``target.vector``
-float32 lanes. Variables are mutable; LLVM's SROA pass turns them into registers.
+Integers are 64-bit and written with Python operators; a Python ``int`` is a constant. Vectors hold ``k.v`` lanes of the
+kernel's element: ``target.vector`` of float32, half as many of float64. Variables are mutable; LLVM's SROA pass turns them into registers.
 
     k = Kernel(target)
     x, y = k.pointer(0), k.pointer(1)
@@ -29,6 +29,7 @@ I64 = ir.IntType(64)
 I32 = ir.IntType(32)
 I1 = ir.IntType(1)
 F32 = ir.FloatType()
+F64 = ir.DoubleType()
 PTR = ir.PointerType()
 
 Integer = Union[int, "Int"]
@@ -96,14 +97,27 @@ class Variable:
         self._k.b.store(value if isinstance(value, ir.Value) else self._k.int_value(value), self._slot)
 
 
-class Kernel:
-    """One kernel being written; ``finish()`` gives its module."""
+_ELEMENTS = {"f32": (F32, 4), "f64": (F64, 8)}
 
-    def __init__(self, target: Target, name: str = "kernel"):
+
+def lanes(target: Target, element: str = "f32") -> int:
+    """Elements in one vector register."""
+    return target.vector * 4 // _ELEMENTS[element][1]
+
+
+class Kernel:
+    """One kernel being written; ``finish()`` gives its module.
+
+    ``element``: what vectors and scalars hold, "f32" or "f64"; offsets count elements.
+    """
+
+    def __init__(self, target: Target, name: str = "kernel", element: str = "f32"):
         self.target = target
-        self.v = target.vector
+        self.element = element
+        self.scalar_type, self.width = _ELEMENTS[element]
+        self.v = lanes(target, element)
         self.module = ir.Module(name)
-        self.vector_type = ir.VectorType(F32, self.v)
+        self.vector_type = ir.VectorType(self.scalar_type, self.v)
         self.int_vector_type = ir.VectorType(I32, self.v)
         self.mask_type = ir.VectorType(I1, self.v)
         function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [PTR, I64, I64, I64]), name)
@@ -140,10 +154,10 @@ class Kernel:
         return Int(self, self.b.load(slot, typ=I64, align=8))
 
     def advance(self, pointer: ir.Value, offset: Integer) -> ir.Value:
-        """The pointer ``offset`` float32 elements further on."""
+        """The pointer ``offset`` elements further on."""
         if isinstance(offset, int) and offset == 0:
             return pointer
-        return self.b.gep(pointer, [self.int_value(offset)], source_etype=F32)
+        return self.b.gep(pointer, [self.int_value(offset)], source_etype=self.scalar_type)
 
     def variable(self, initial: Any) -> Variable:
         return Variable(self, initial)
@@ -204,33 +218,35 @@ class Kernel:
         return ir.Constant(self.int_vector_type, [number] * self.v)
 
     def load(self, pointer: ir.Value, offset: Integer = 0, mask: ir.Value | None = None) -> ir.Value:
-        """``v`` floats from element ``offset`` on; lanes outside ``mask`` are zero and their memory is not touched."""
+        """``v`` elements from element ``offset`` on; lanes outside ``mask`` are zero and their memory is not touched."""
         where = self.advance(pointer, offset)
         if mask is None:
-            return self.b.load(where, typ=self.vector_type, align=4)
+            return self.b.load(where, typ=self.vector_type, align=self.width)
         call = self.intrinsic(
-            f"llvm.masked.load.v{self.v}f32.p0", self.vector_type, [PTR, I32, self.mask_type, self.vector_type]
+            f"llvm.masked.load.v{self.v}{self.element}.p0",
+            self.vector_type,
+            [PTR, I32, self.mask_type, self.vector_type],
         )
-        return self.b.call(call, [where, ir.Constant(I32, 4), mask, self.splat(0.0)])
+        return self.b.call(call, [where, ir.Constant(I32, self.width), mask, self.splat(0.0)])
 
     def store(self, value: ir.Value, pointer: ir.Value, offset: Integer = 0, mask: ir.Value | None = None) -> None:
         where = self.advance(pointer, offset)
         if mask is None:
-            self.b.store(value, where, align=4)
+            self.b.store(value, where, align=self.width)
             return
         call = self.intrinsic(
-            f"llvm.masked.store.v{self.v}f32.p0", ir.VoidType(), [self.vector_type, PTR, I32, self.mask_type]
+            f"llvm.masked.store.v{self.v}{self.element}.p0", ir.VoidType(), [self.vector_type, PTR, I32, self.mask_type]
         )
-        self.b.call(call, [value, where, ir.Constant(I32, 4), mask])
+        self.b.call(call, [value, where, ir.Constant(I32, self.width), mask])
 
     def load_scalar(self, pointer: ir.Value, offset: Integer = 0) -> ir.Value:
-        return self.b.load(self.advance(pointer, offset), typ=F32, align=4)
+        return self.b.load(self.advance(pointer, offset), typ=self.scalar_type, align=self.width)
 
     def store_scalar(self, value: ir.Value, pointer: ir.Value, offset: Integer = 0) -> None:
-        self.b.store(value, self.advance(pointer, offset), align=4)
+        self.b.store(value, self.advance(pointer, offset), align=self.width)
 
     def broadcast(self, scalar: ir.Value) -> ir.Value:
-        """A float32 scalar in every lane."""
+        """A scalar in every lane."""
         first = self.b.insert_element(ir.Constant(self.vector_type, ir.Undefined), scalar, ir.Constant(I32, 0))
         return self.shuffle(first, first, [0] * self.v)
 
@@ -261,17 +277,17 @@ class Kernel:
         return self.b.and_(below, self.b.icmp_signed(">=", ids, self.int_broadcast(low)))
 
     def gather(self, pointer: ir.Value, indices: ir.Value, mask: ir.Value | None = None) -> ir.Value:
-        """The floats at ``pointer[indices[lane]]``; ``indices`` is a vector of int32."""
-        addresses = self.b.gep(pointer, [indices], source_etype=F32)
+        """The elements at ``pointer[indices[lane]]``; ``indices`` is a vector of int32."""
+        addresses = self.b.gep(pointer, [indices], source_etype=self.scalar_type)
         vector_of_pointers = ir.VectorType(PTR, self.v)
         addresses.type = vector_of_pointers
         call = self.intrinsic(
-            f"llvm.masked.gather.v{self.v}f32.v{self.v}p0",
+            f"llvm.masked.gather.v{self.v}{self.element}.v{self.v}p0",
             self.vector_type,
             [vector_of_pointers, I32, self.mask_type, self.vector_type],
         )
         everywhere = ir.Constant(self.mask_type, [1] * self.v)
-        return self.b.call(call, [addresses, ir.Constant(I32, 4), mask or everywhere, self.splat(0.0)])
+        return self.b.call(call, [addresses, ir.Constant(I32, self.width), mask or everywhere, self.splat(0.0)])
 
     def load_ints(self, pointer: ir.Value, offset: Integer = 0) -> ir.Value:
         """``v`` int32 from a table of int32."""
@@ -325,5 +341,5 @@ class Kernel:
         return self._declared[name]
 
     def _float_intrinsic(self, name: str, kind: ir.Type, operands: int) -> ir.Function:
-        suffix = "f32" if kind == F32 else f"v{self.v}f32"
+        suffix = self.element if kind == self.scalar_type else f"v{self.v}{self.element}"
         return self.intrinsic(f"llvm.{name}.{suffix}", kind, [kind] * operands)
