@@ -22,7 +22,7 @@ from convwright.codegen.target import Target
 from convwright.graph import Graph, Node, ValueInfo
 from convwright.model import plan
 from convwright.model.builder import Builder, Step
-from convwright.model.lower import conv
+from convwright.model.lower import direct
 from convwright.model.tiles import Shape
 from convwright.model.values import Buffer, Ref, Value, blocks_of
 from convwright.model.weights import Weights
@@ -137,5 +137,5 @@ def _forced(tile: tuple[int, int, int] | None) -> Iterator[None]:
     if tile is None:
         yield
     else:
-        with patch.object(conv, "choose_tile", choose):
+        with patch.object(direct, "choose_tile", choose):
             yield

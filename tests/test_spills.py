@@ -14,17 +14,18 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from convwright.codegen.jit import assembly
 from convwright.codegen.target import NAMES, Target, target_named
 from convwright.kernels import depthwise, direct, elementwise, pool, winograd
-from convwright.model.geometry import Geometry
 from convwright.model.lower import winograd as winograd_lowering
+from convwright.model.problem import Problem
 from convwright.model.tiles import choose_tile
+from convwright.spec import ConvSpec
 
 pytestmark = pytest.mark.skipif(target_named("generic").registers > 16, reason="reads x86 assembly")
 all_targets = pytest.mark.parametrize("target", [pytest.param(target_named(name), id=name) for name in NAMES])
@@ -126,10 +127,8 @@ def test_winograd_products(target: Target) -> None:
     store = re.compile(r"movu?a?ps\s+%[xyz]mm\d+, [-\w]*\((?!%r[sb]p[,)])")
     tiles: dict[winograd.WinogradTile, None] = {}
     for (size, channels, out_channels), threads in itertools.product(DENSE_3X3, (1, 2)):
-        b: Any = SimpleNamespace(v=target.vector, threads=threads, target=target)
-        around = ((1, 1), (1, 1))
-        g = Geometry(out_channels, channels, (3, 3), (1, 1), around, (1, 1), 1, (size, size), (size, size))
-        cut = winograd_lowering.cut(b, g, 1)
+        spec = ConvSpec(channels, out_channels, (3, 3), padding=1)
+        cut = winograd_lowering.cut(Problem(spec, (size, size), 1, np.dtype(np.float32), target, threads))
         tiles[winograd.WinogradTile(cut.tiles, cut.outs)] = None
     for tile in tiles:
         assert share_of_spills(winograd.emit, tile, target, lambda loop: not store.search(loop)) == 0, tile

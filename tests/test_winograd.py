@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -27,8 +26,8 @@ from convwright.graph import Node
 from convwright.kernels import direct, winograd
 from convwright.kernels.cook_toom import POINTS, Matrix, filtering
 from convwright.model.builder import Step
-from convwright.model.geometry import Geometry
 from convwright.model.lower import winograd as lowering
+from convwright.model.problem import Problem
 from convwright.spec import ConvSpec
 from tests.convolutions import RESIDUAL, STEEPEST, Case, Random, compare, random_epilogue
 from tests.kernels import each_target
@@ -272,9 +271,8 @@ def test_cuts_cover_the_output_and_fit_the_cache(target: Target) -> None:
     for (high, wide), (c, k), threads, images in itertools.product(
         sizes, [(1, 1), (3, 37), (64, 64), (512, 300)], (1, 2, 5), (1, 3)
     ):
-        g = Geometry(k, c, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1, (high, wide), (high, wide))
-        b: Any = SimpleNamespace(v=target.vector, threads=threads, target=target)
-        cut = lowering.cut(b, g, images)
+        spec = ConvSpec(c, k, (3, 3), padding=1)
+        cut = lowering.cut(Problem(spec, (high, wide), images, np.dtype(np.float32), target, threads))
         tiles = -(-high // 4) * -(-wide // 4)
         assert cut.group * (cut.groups - 1) < tiles <= cut.group * cut.groups
         assert 1 <= cut.tiles <= cut.group

@@ -5,7 +5,8 @@ items ``begin <= item < end`` of one step of an inference. ``args`` holds pointe
 specialised on what changes the instructions (Python numbers while emitting) and take the rest from ``args``.
 
 Integers are 64-bit and written with Python operators; a Python ``int`` is a constant. Vectors hold ``k.v`` lanes of the
-kernel's element: ``target.vector`` of float32, half as many of float64. Variables are mutable; LLVM's SROA pass turns them into registers.
+kernel's element: ``target.vector`` of float32, half as many of float64. Variables are mutable; LLVM's SROA pass turns
+them into registers.
 
     k = Kernel(target)
     x, y = k.pointer(0), k.pointer(1)
@@ -218,7 +219,7 @@ class Kernel:
         return ir.Constant(self.int_vector_type, [number] * self.v)
 
     def load(self, pointer: ir.Value, offset: Integer = 0, mask: ir.Value | None = None) -> ir.Value:
-        """``v`` elements from element ``offset`` on; lanes outside ``mask`` are zero and their memory is not touched."""
+        """``v`` elements from ``offset`` on; lanes outside ``mask`` are zero and their memory is not touched."""
         where = self.advance(pointer, offset)
         if mask is None:
             return self.b.load(where, typ=self.vector_type, align=self.width)

@@ -22,6 +22,7 @@ from convwright.graph.shapes import Inferred
 from convwright.kernels import halo as halo_kernel
 from convwright.kernels import layout as layout_kernels
 from convwright.model.fuse import Layer
+from convwright.model.problem import Problem
 from convwright.model.values import NO_HALO, Buffer, Halo, Ref, Value, blocks_of, spatial
 from convwright.model.weights import Weights
 from convwright.runtime.memory import ALIGNMENT
@@ -68,6 +69,7 @@ class Builder:
         self.steps: list[Step] = []
         self.layer: Layer | None = None
         self.halos: dict[str, Halo] = {}
+        self.problems: dict[int, Problem] = {}  # of convolution layers, by id
         self.parents: dict[str, tuple[str, int]] = {}  # value -> (concatenation it is a part of, first channel)
         self.values: dict[tuple[str, bool], Value] = {}
         self.flattened: dict[str, str] = {}  # value -> the value of rank 4 that it flattens

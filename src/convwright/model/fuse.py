@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from convwright.errors import ConvwrightError
 from convwright.graph import Graph, Node
 from convwright.graph.shapes import Inferred
+from convwright.model.problem import OPERATORS, spec_of
 
-_PRODUCERS = {"Conv": (3, 4), "Gemm": (2,)}  # the operators that kernels fuse others into, at these ranks
+# The operators that kernels fuse others into, at these ranks.
+_PRODUCERS = {"Conv": (3, 4, 5), "ConvTranspose": (3, 4, 5), "Convolution": (3, 4, 5), "Gemm": (2,)}
 
 
 @dataclass(slots=True)
@@ -148,6 +151,11 @@ def _has_kernel(graph: Graph, types: Inferred, layer: Layer) -> bool:
     ranks = _PRODUCERS.get(layer.op, ())
     x, y = types[layer.node.inputs[0]], types[layer.output]
     known = all(name in graph.constants for name in layer.node.inputs[1:] if name)
+    if known and layer.op in OPERATORS:
+        try:
+            spec_of(layer.node, x.shape, types[layer.node.inputs[1]].shape)  # type: ignore[arg-type]
+        except ConvwrightError:
+            return False
     return known and x.dtype == np.float32 and len(x.shape) in ranks and 0 not in x.shape and 0 not in y.shape
 
 
@@ -158,6 +166,8 @@ def _residual_pair(node: Node, can_take: Any, place: dict[str, int], types: Infe
         return None
     for name, other in sorted(((first, second), (second, first)), key=lambda pair: -place.get(pair[0], -1)):
         layer = can_take(name)
-        if layer is not None and not layer.residual and other not in types.constants:
+        if layer is None or layer.op not in ("Conv", "Gemm"):
+            continue
+        if not layer.residual and other not in types.constants:
             return layer, other
     return None

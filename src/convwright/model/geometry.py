@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from convwright.graph import Node
-from convwright.graph.shape_rules.windows import axis_list, window_padding
-from convwright.model.values import Halo, spatial
+from convwright.model.problem import Problem
+from convwright.model.values import Halo
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +42,23 @@ class Geometry:
         return math.prod(self.kernel) * self.own_channels * self.out_channels * self.out_size[0] * self.out_size[1]
 
 
-def geometry(node: Node, shape: tuple[int, ...], weight_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Geometry:
-    """Of a Conv node; a 1-D convolution is one row high."""
-    rank = len(shape) - 2
-    stride = axis_list(node, "strides", rank, 1)
-    dilation = axis_list(node, "dilations", rank, 1)
-    padding = [(0, 0), *window_padding(node, tuple(shape[2:]), tuple(weight_shape[2:]), stride, dilation)]
-    kernel, stride, dilation = ((1, *sizes)[-2:] for sizes in (tuple(weight_shape[2:]), stride, dilation))
+def geometry_of(p: Problem) -> Geometry:
+    """Of a problem of one or two axes; a 1-D convolution is one row high."""
+    spec = p.spec
+    padding = ((0, 0), *spec.pads(p.size))
     return Geometry(
-        weight_shape[0], weight_shape[1], (kernel[0], kernel[1]), (stride[0], stride[1]), (padding[-2], padding[-1]),
-        (dilation[0], dilation[1]), node.attributes.get("group", 1), spatial(shape), spatial(out_shape),
-    )  # fmt: skip
+        spec.out_channels,
+        spec.in_channels // spec.groups,
+        _pair(spec.kernel),
+        _pair(spec.stride),
+        (padding[-2], padding[-1]),
+        _pair(spec.dilation),
+        spec.groups,
+        _pair(p.size),
+        _pair(p.out_size),
+    )
+
+
+def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    high, wide = (1, *sizes)[-2:]
+    return high, wide

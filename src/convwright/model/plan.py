@@ -15,7 +15,7 @@ from convwright.kernels.activations import ROWS as ACTIVATIONS
 from convwright.model import lower
 from convwright.model.builder import Builder, Step, aligned
 from convwright.model.fuse import Layer, layers_of
-from convwright.model.lower import channels, conv
+from convwright.model.lower import channels, conv, direct
 from convwright.model.values import NO_HALO, Buffer
 from convwright.model.weights import Weights
 from convwright.runtime.program import Program, link
@@ -74,7 +74,7 @@ def _prepare(b: Builder) -> list[lower.Row]:
         name = layer.node.inputs[0] if layer.node.inputs else ""
         if layer.op != "Flatten" or layer.node.attributes.get("axis", 1) != 1 or layer.output in b.graph.outputs:
             continue
-        all_gemm = all(row_by_output[reader.output].lower is conv.lower_gemm for reader in readers[layer.output])
+        all_gemm = all(row_by_output[reader.output].lower is direct.lower_gemm for reader in readers[layer.output])
         if all_gemm and b.fits_blocks(name) and len(b.shape(name)) > 2:
             b.flattened[layer.output] = name
     for layer, row in zip(b.layers, rows, strict=True):

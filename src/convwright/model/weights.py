@@ -5,6 +5,7 @@ Packing depends on the specification and the vector width, never on sizes or til
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,6 +137,7 @@ class Weights:
         self.constants, self.v = constants, v
         self._packed: dict[tuple[str, str, int, tuple[int, ...]], np.ndarray] = {}
         self._vectors: dict[tuple[str, ...], np.ndarray] = {}
+        self._derived: dict[tuple[Hashable, ...], np.ndarray] = {}
         self._released: set[str] = set()
 
     def get(self, name: str, form: str, shape: tuple[int, ...], groups: int = 1) -> np.ndarray:
@@ -153,6 +155,12 @@ class Weights:
                 case _:
                     self._packed[key] = pack_depthwise(array, self.v)
         return self._packed[key]
+
+    def derived(self, name: str, key: tuple[Hashable, ...], make: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """What ``make`` gives of the constant in row-major order, kept under ``key``; the constant stays beside it."""
+        if (name, *key) not in self._derived:
+            self._derived[name, *key] = make(self.array(name))
+        return self._derived[name, *key]
 
     def channels(self, key: tuple[str, ...], values: np.ndarray) -> np.ndarray:
         """One value a channel, in whole vectors; packed once under the key."""
@@ -202,6 +210,6 @@ class Weights:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights as they are held."""
-        arrays = (*self._packed.values(), *self._vectors.values())
+        arrays = (*self._packed.values(), *self._vectors.values(), *self._derived.values())
         rest = (array for name, array in self.constants.items() if name not in self._released)
         return sum(array.nbytes for array in arrays) + sum(array.nbytes for array in rest)

@@ -179,8 +179,20 @@ def _global_pool(scope: Scope, node: Node) -> list[ValueInfo]:
     return [ValueInfo(info.dtype, (*info.shape[:2], *(1,) * (len(info.shape) - 2)))]
 
 
+def _convolution(scope: Scope, node: Node) -> list[ValueInfo]:
+    """Internal: the `ConvSpec` stands in the attribute `spec`."""
+    info = scope.info(node, 0)
+    spec = node.attributes["spec"]
+    weights = scope.shape(node, 1)
+    if weights != spec.weight_shape:
+        raise ConvwrightError(f"{node}: weights of shape {weights}, the convolution needs {spec.weight_shape}")
+    _check_bias(scope, node, spec.out_channels)
+    return [ValueInfo(info.dtype, spec.output_shape(info.shape))]
+
+
 RULES: dict[str, Rule] = {
     "Conv": _conv,
+    "Convolution": _convolution,
     "ConvTranspose": _conv_transpose,
     "MaxPool": _pool,
     "AveragePool": _pool,

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.lower import channels, conv, elementwise, fallback, movement, pool, reshape, resize, softmax
+from convwright.model.lower import (
+    channels,
+    conv,
+    direct,
+    elementwise,
+    fallback,
+    movement,
+    pool,
+    reshape,
+    resize,
+    softmax,
+)
 
 Check = Callable[[Builder, Layer], bool]
 Lower = Callable[[Builder, Layer], None]
@@ -41,8 +52,8 @@ def _row(ops: str, fits: Check, lower: Lower) -> Row:
 
 
 ROWS = (
-    _row("Conv", conv.can_lower, conv.lower),
-    _row("Gemm", _gemm_fits, conv.lower_gemm),
+    _row("Conv ConvTranspose Convolution", conv.can_lower, conv.lower),
+    _row("Gemm", _gemm_fits, direct.lower_gemm),
     _row("MaxPool AveragePool", pool.can_lower, pool.lower),
     _row("GlobalMaxPool GlobalAveragePool", pool.can_lower, pool.lower_global),
     _row("BatchNormalization", elementwise.can_lower_norm, elementwise.lower_norm),

@@ -1,182 +1,80 @@
-"""Convolutions and fully connected layers."""
+"""Convolutions: which algorithm computes a layer."""
 
 from __future__ import annotations
 
-import numpy as np
+from functools import lru_cache
 
-from convwright.kernels import depthwise, direct
+from convwright.errors import ConvwrightError
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.geometry import Geometry, geometry
-from convwright.model.lower import channels, winograd
-from convwright.model.tiles import Shape, choose_tile, cut_work
-from convwright.model.values import Halo, Value, blocks_of, spatial
-from convwright.model.weights import Entry, entries_of
+from convwright.model.geometry import geometry_of
+from convwright.model.lower import depthwise, direct, planar, winograd
+from convwright.model.problem import Algorithm, Problem, choose, problem_of
+from convwright.model.values import Halo
 
-PLANAR_CHANNELS = 4  # inputs of the graph with at most so many channels are read plane by plane
+ROWS: tuple[Algorithm, ...] = (direct.ROW, depthwise.ROW, winograd.ROW, planar.ROW)
+
+_CONVERSION_CYCLES = 1.0  # a vector that changes between row-major and channel blocks, where it is in a cache
+
+
+def conversion_cycles(row: Algorithm, p: Problem) -> float:
+    """Estimated cycles, on each thread, of the changes of layout that this row makes necessary."""
+    if direct.reads_planes(p) and row is direct.ROW:
+        vectors = 0.0
+    else:
+        vectors = _elements(p.spec.in_channels, p.size) if p.plain_input == row.blocked else 0.0
+    if p.plain_output == row.blocked:
+        vectors += _elements(p.spec.out_channels, p.out_size)
+    return vectors * p.batch / p.target.vector * _CONVERSION_CYCLES / p.threads
+
+
+def _elements(channels: int, size: tuple[int, ...]) -> float:
+    total = float(channels)
+    for length in size:
+        total *= length
+    return total
+
+
+def cost(row: Algorithm, p: Problem) -> float:
+    """Estimated cycles on each thread, conversions of layout included."""
+    return row.cycles(p) + conversion_cycles(row, p)
+
+
+@lru_cache(maxsize=4096)
+def algorithm_of(p: Problem) -> Algorithm:
+    """The row that computes the problem: the cheapest by estimate, or the one asked for.
+
+    Between neighbours in channel blocks what works on blocks is not compared with the rest.
+    """
+    rows = ROWS
+    if p.algorithm == "auto" and not (p.plain_input or p.plain_output):
+        rows = tuple(row for row in ROWS if row.blocked and row.why_not(p) is None) or ROWS
+    return choose(rows, p, cost)
 
 
 def can_lower(b: Builder, layer: Layer) -> bool:
     node = layer.node
-    weights_known = all(name in b.graph.constants for name in node.inputs[1:] if name)
-    shape = b.shape(node.inputs[0])
-    some = 0 not in (*shape, *b.shape(layer.output))
-    return weights_known and some and b.fits_blocks(node.inputs[0]) and len(shape) >= 3
-
-
-def reads_planes(b: Builder, name: str, g: Geometry) -> bool:
-    """Whether the layer reads its input as plain planes: a first layer of few channels."""
-    return name in b.graph.inputs and g.groups == 1 and g.own_channels <= min(PLANAR_CHANNELS, b.v)
-
-
-def layer_geometry(b: Builder, layer: Layer) -> Geometry:
-    node = layer.node
-    return geometry(node, b.shape(node.inputs[0]), b.graph.constants[node.inputs[1]].shape, b.shape(layer.output))
+    names = [name for name in node.inputs[1:] if name]
+    if not all(name in b.graph.constants for name in names) or 0 in (*b.shape(node.inputs[0]), *b.shape(layer.output)):
+        return False
+    try:
+        algorithm_of(problem_of(b, layer))
+    except ConvwrightError:
+        if node.attributes.get("algorithm", "auto") != "auto":
+            raise
+        return False
+    return True
 
 
 def needs_halo(b: Builder, layer: Layer) -> dict[str, Halo]:
     """Zeros that the layer wants around its input."""
-    g = layer_geometry(b, layer)
-    name = layer.node.inputs[0]
-    return {} if reads_planes(b, name, g) else {name: g.halo}
+    p = problem_of(b, layer)
+    row = algorithm_of(p)
+    if not row.blocked or (row is direct.ROW and direct.reads_planes(p)):
+        return {}
+    return {layer.node.inputs[0]: geometry_of(p).halo}
 
 
 def lower(b: Builder, layer: Layer) -> None:
-    node, g = layer.node, layer_geometry(b, layer)
-    name = node.inputs[0]
-    if g.depthwise:
-        _lower_depthwise(b, layer, g)
-    elif reads_planes(b, name, g):
-        _lower_direct(b, layer, g, b.padded_planes(b.plain(name), g.halo), planar=True)
-    else:
-        x = channels.with_halo(b, name, g.halo)
-        cut = winograd.cut(b, g, x.n) if winograd.why_not(b, g) is None else None
-        if cut is not None and cut.cycles < winograd.WORTH * winograd.direct_cycles(b, g, x.n):
-            winograd.lower(b, layer, g, x, cut)
-        else:
-            _lower_direct(b, layer, g, x)
-
-
-def lower_gemm(b: Builder, layer: Layer) -> None:
-    """A fully connected layer: a convolution whose kernel covers the whole input; images are the pixels of a column."""
-    node = layer.node
-    out_channels, features = b.graph.constants[node.inputs[1]].shape
-    name = b.flattened.get(node.inputs[0], node.inputs[0])
-    shape = b.shape(name)
-    size = spatial(shape)
-    g = Geometry(out_channels, shape[1], size, (1, 1), ((0, 0), (0, 0)), (1, 1), 1, size, (1, 1))
-    assert g.own_channels * size[0] * size[1] == features
-    _lower_direct(b, layer, g, b.blocked(name))
-
-
-def _lower_direct(b: Builder, layer: Layer, g: Geometry, x: Value, planar: bool = False) -> None:
-    v, node = b.v, layer.node
-    pointwise = g.kernel == (1, 1)
-    form = "planar" if planar else "direct"
-    weight_shape = (g.out_channels, g.own_channels, *g.kernel)
-    packed = b.weights.get(node.inputs[1], form, weight_shape, g.groups)
-    bias = b.weights.bias(node.input(2), g.out_channels)
-    residual = b.blocked(layer.residual) if layer.residual else None
-    y = b.new_blocked(layer.output)
-
-    entries = entries_of(g.out_channels, g.groups, v)
-    masked = g.groups > 1 and (g.out_channels // g.groups) % v != 0
-    vectors = min(_vectors_a_group(entries))
-    rows, cols = g.out_size
-    reduction = packed.shape[1]
-    if g.out_size == (1, 1) and x.n > 1:
-        rows = x.n  # the images are the rows: the weights are read once for all of them
-    by_image = g.out_size == (1, 1)
-    join = pointwise and not planar and g.stride == (1, 1) and x.flat and rows > 1 and not by_image
-    wrap = join and not (y.flat and (residual is None or residual.flat))
-    if join:
-        rows, cols = 1, rows * cols
-    shape = choose_tile(rows, cols, vectors, len(entries) // vectors, reduction, b.target)
-    tile = direct.DirectTile(
-        shape.rows, shape.cols, shape.outs, g.stride[1] if planar else g.stride[1] * v,
-        planar=planar, tap_step=g.dilation[1] if planar else 1, taps=planar or not pointwise,
-        wrap=wrap, masked=masked, epilogue=layer.epilogue,
-    )  # fmt: skip
-    table = _table(entries, shape.outs, g, reduction, v)
-    col_tiles = -(-cols // shape.cols)
-    pixel_tiles = col_tiles * -(-rows // shape.rows)
-    images = 1 if by_image else x.n
-    x_bytes = 4 * g.own_channels * g.groups * g.size[0] * g.size[1] * (x.n if by_image else 1)
-    cut = cut_work(len(table), pixel_tiles, images, x_bytes, packed.nbytes, b.threads)
-    arguments = {
-        "x": b.inside(x, g), "w": b.static(packed), "bias": b.static(bias), "y": y.ref, "table": b.static(table),
-        "residual": residual.ref if residual else 0,
-        "tiles_inner": cut.tiles_inner, "tiles": len(table), "chunks": cut.chunks_image * images,
-        "chunks_image": cut.chunks_image, "chunk_tiles": cut.chunk_tiles, "pixel_tiles": pixel_tiles,
-        "col_tiles": col_tiles, "out_rows": rows, "out_cols": cols,
-        "x_image": 0 if by_image else x.image, "x_block": x.block,
-        "x_row": x.image if by_image else x.row * g.stride[0],
-        "x_tap_row": x.row * g.dilation[0], "x_tap_col": g.dilation[1] * v,
-        "channels": g.own_channels, "taps_high": g.kernel[0], "taps_wide": g.kernel[1], "w_out": reduction * v,
-        "y_image": 0 if by_image else y.image, "y_block": y.block, "y_row": y.image if by_image else y.row,
-        "wrap_cols": g.out_size[1],
-        "r_image": residual.image if residual and not by_image else 0, "r_block": residual.block if residual else 0,
-        "r_row": (residual.image if by_image else residual.row) if residual else 0,
-    }  # fmt: skip
-    why = _why(g, shape, planar)
-    reads = [x, residual] if residual else [x]
-    items = cut.halves * cut.tiles_inner * cut.chunks_image * images
-    b.step(tile.name(b.target), direct, tile, arguments, items, reads, [y], why, g.macs * x.n)
-
-
-def _why(g: Geometry, shape: Shape, planar: bool) -> str:
-    kind = "few input channels" if planar else "1x1" if g.kernel == (1, 1) else "dense" if g.groups == 1 else "grouped"
-    return f"{kind}: {shape.rows}x{shape.cols} pixels by {shape.outs} vectors"
-
-
-def _vectors_a_group(entries: list[Entry]) -> list[int]:
-    counts: dict[int, int] = {}
-    for entry in entries:
-        counts[entry.group] = counts.get(entry.group, 0) + 1
-    return list(counts.values())
-
-
-def _table(entries: list[Entry], outs: int, g: Geometry, reduction: int, v: int) -> np.ndarray:
-    """The output tiles: ``outs`` neighbouring vectors of one group each, the last of a group moved back inside it."""
-    rows, place = [], 0
-    for count in _vectors_a_group(entries):
-        for start in range(0, count, outs):
-            at = place + min(start, count - outs)
-            first, last = entries[at], entries[at + outs - 1]
-            high = (last.block - first.block) * v + last.high
-            rows.append((first.group * g.own_channels, first.block, at * reduction * v, first.low, high))
-        place += count
-    return np.array(rows, np.int64)
-
-
-def _lower_depthwise(b: Builder, layer: Layer, g: Geometry) -> None:
-    v, node = b.v, layer.node
-    x = channels.with_halo(b, node.inputs[0], g.halo)
-    packed = b.weights.get(node.inputs[1], "depthwise", (g.out_channels, 1, *g.kernel))
-    bias = b.weights.bias(node.input(2), g.out_channels)
-    residual = b.blocked(layer.residual) if layer.residual else None
-    y = b.new_blocked(layer.output)
-    rows, cols = g.out_size
-    unrolled = depthwise.fits_registers(g.kernel[1], b.target)
-    width = depthwise.choose_cols(cols, g.kernel[1], b.target)
-    tile = depthwise.DepthwiseTile(
-        width, g.kernel[1] if unrolled else 0, g.stride[1], g.dilation[1] if unrolled else 0, unrolled, layer.epilogue
-    )
-    blocks = blocks_of(g.out_channels, v)
-    chunks = b.chunks(rows, x.n * blocks)
-    chunk_rows = -(-rows // chunks)
-    chunks = -(-rows // chunk_rows)
-    arguments = {
-        "x": b.inside(x, g), "w": b.static(packed), "bias": b.static(bias), "y": y.ref,
-        "residual": residual.ref if residual else 0,
-        "blocks": blocks, "chunks": chunks, "chunk_rows": chunk_rows, "out_rows": rows, "out_cols": cols,
-        "col_tiles": -(-cols // width), "taps_high": g.kernel[0], "taps_wide": g.kernel[1],
-        "x_image": x.image, "x_block": x.block, "x_row": x.row * g.stride[0], "x_tap_row": x.row * g.dilation[0],
-        "x_tap_col": g.dilation[1] * v,
-        "y_image": y.image, "y_block": y.block, "y_row": y.row,
-        "r_image": residual.image if residual else 0, "r_block": residual.block if residual else 0,
-        "r_row": residual.row if residual else 0,
-    }  # fmt: skip
-    why = f"depthwise: {width} pixels a tile"
-    reads = [x, residual] if residual else [x]
-    b.step(tile.name(b.target), depthwise, tile, arguments, x.n * blocks * chunks, reads, [y], why, g.macs * x.n)
+    p = problem_of(b, layer)
+    algorithm_of(p).lower(b, layer, p)

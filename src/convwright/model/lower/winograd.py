@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from convwright.kernels import winograd
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.geometry import Geometry
-from convwright.model.tiles import choose_tile, most_pixels, step_cycles
-from convwright.model.values import Buffer, Ref, Value, blocks_of
+from convwright.model.geometry import Geometry, geometry_of
+from convwright.model.lower import channels, direct
+from convwright.model.problem import Algorithm, Problem
+from convwright.model.tiles import most_pixels, step_cycles
+from convwright.model.values import Buffer, Ref, blocks_of
 
 _GROUP_BYTES = 1_100_000  # transformed inputs of one group of tiles: half of a second-level cache of 2 MB
 _MEMORY_BYTES_A_CYCLE = 5.5  # measured read bandwidth of one core at its clock
@@ -29,10 +31,14 @@ class Cut:
     cycles: float
 
 
-def why_not(b: Builder, g: Geometry) -> str | None:
-    """Why Winograd's algorithm cannot compute this layer; None where it can."""
-    if b.numerics == "strict":
+def why_not(p: Problem) -> str | None:
+    """Why Winograd's algorithm cannot compute this problem; None where it can."""
+    reason = direct.why_not_blocked(p)
+    if reason is not None:
+        return reason
+    if p.numerics == "strict":
         return "numerics is strict"
+    g = geometry_of(p)
     if g.kernel != (3, 3) or g.stride != (1, 1) or g.dilation != (1, 1) or g.groups != 1:
         own = f"kernel {g.kernel}, stride {g.stride}, dilation {g.dilation}, groups {g.groups}"
         return f"{own}: only dense 3x3 at stride 1"
@@ -41,52 +47,67 @@ def why_not(b: Builder, g: Geometry) -> str | None:
     return None
 
 
-def cut(b: Builder, g: Geometry, images: int) -> Cut:
+def cut(p: Problem) -> Cut:
     """The division of the work with the least estimated time."""
-    blocks, vectors = blocks_of(g.own_channels, b.v), blocks_of(g.out_channels, b.v)
+    g = geometry_of(p)
+    v, images, threads = p.target.vector, p.batch, p.threads
+    blocks, vectors = blocks_of(g.own_channels, v), blocks_of(g.out_channels, v)
     all_tiles = -(-g.out_size[0] // winograd.OUTPUT) * -(-g.out_size[1] // winograd.OUTPUT)
-    largest = max(1, _GROUP_BYTES // (4 * winograd.PLACES * b.v * blocks))
-    weight_bytes = 4 * winograd.PLACES * g.own_channels * vectors * b.v
+    largest = max(1, _GROUP_BYTES // (4 * winograd.PLACES * v * blocks))
+    weight_bytes = 4 * winograd.PLACES * g.own_channels * vectors * v
     best: Cut | None = None
     fewest = -(-all_tiles // largest)
-    for groups in {fewest, -(-fewest * images // b.threads) * b.threads // images or 1}:
+    for groups in {fewest, -(-fewest * images // threads) * threads // images or 1}:
         group = -(-all_tiles // min(groups, all_tiles))
         groups = -(-all_tiles // group)
         for outs in (outs for outs in (1, 2, 4) if outs <= vectors):
-            for tiles in range(1, min(most_pixels(outs, b.target), group) + 1):
-                for parts in {1, min(b.threads, -(-vectors // outs))}:
-                    found = _estimate(b, g, Cut(tiles, outs, group, groups, parts, 0.0), images, weight_bytes)
+            for tiles in range(1, min(most_pixels(outs, p.target), group) + 1):
+                for parts in {1, min(threads, -(-vectors // outs))}:
+                    found = _estimate(p, g, Cut(tiles, outs, group, groups, parts, 0.0), weight_bytes)
                     if best is None or found.cycles < best.cycles:
                         best = found
     assert best is not None
     return best
 
 
-def _estimate(b: Builder, g: Geometry, c: Cut, images: int, weight_bytes: int) -> Cut:
-    blocks, vectors = blocks_of(g.own_channels, b.v), blocks_of(g.out_channels, b.v)
+def _estimate(p: Problem, g: Geometry, c: Cut, weight_bytes: int) -> Cut:
+    blocks, vectors = blocks_of(g.own_channels, p.target.vector), blocks_of(g.out_channels, p.target.vector)
     turns = -(-vectors // c.outs)
     products = winograd.PLACES * -(-c.group // c.tiles) * turns / c.parts
     products *= g.own_channels * step_cycles(c.tiles, c.outs) + 2 * c.tiles * c.outs
     item = products + c.group * (blocks * _IN_CYCLES + vectors / c.parts * _OUT_CYCLES)
-    items = c.groups * images * c.parts
-    share = -(-items // b.threads)
+    items = c.groups * p.batch * c.parts
+    share = -(-items // p.threads)
     memory = share * weight_bytes / c.parts / _MEMORY_BYTES_A_CYCLE
     compute = share * item
     cycles = max(compute, memory) + 0.3 * min(compute, memory)  # they overlap, not wholly
     return Cut(c.tiles, c.outs, c.group, c.groups, c.parts, cycles)
 
 
-def direct_cycles(b: Builder, g: Geometry, images: int) -> float:
-    """The estimate for direct summation of the same layer, on each of the threads."""
-    vectors, reduction = blocks_of(g.out_channels, b.v), g.own_channels * 9
-    compute = choose_tile(*g.out_size, vectors, 1, reduction, b.target).cycles * images
-    memory = 4 * reduction * vectors * b.v / _MEMORY_BYTES_A_CYCLE
-    return (max(compute, memory) + 0.3 * min(compute, memory)) / b.threads
+def _cycles(p: Problem) -> float:
+    return cut(p).cycles / WORTH
 
 
-def lower(b: Builder, layer: Layer, g: Geometry, x: Value, c: Cut) -> None:
-    """Add the layer's step."""
-    v = b.v
+def _multiplications(p: Problem) -> int:
+    g = geometry_of(p)
+    tiles = -(-g.out_size[0] // winograd.OUTPUT) * -(-g.out_size[1] // winograd.OUTPUT)
+    return p.batch * tiles * winograd.PLACES * g.own_channels * g.out_channels
+
+
+def _workspace(p: Problem) -> int:
+    c = cut(p)
+    return (
+        4
+        * p.threads
+        * winograd.scratch_floats(
+            c.group, blocks_of(geometry_of(p).own_channels, p.target.vector), c.outs, p.target.vector
+        )
+    )
+
+
+def _lower(b: Builder, layer: Layer, p: Problem) -> None:
+    g, c, v = geometry_of(p), cut(p), b.v
+    x = channels.with_halo(b, layer.node.inputs[0], g.halo)
     packed = b.weights.get(layer.node.inputs[1], "winograd", (g.out_channels, g.own_channels, 3, 3))
     bias = b.weights.bias(layer.node.input(2), g.out_channels)
     residual = b.blocked(layer.residual) if layer.residual else None
@@ -113,3 +134,9 @@ def lower(b: Builder, layer: Layer, g: Geometry, x: Value, c: Cut) -> None:
     items = c.groups * x.n * c.parts
     b.step(tile.name(b.target), winograd, tile, arguments, items, reads, [y], why, g.macs * x.n)
     b.steps[-1].touches.append((scratch, 0, scratch.nbytes, True, "inside"))
+
+
+ROW = Algorithm(
+    "winograd", "F(4x4, 3x3)", True, why_not, _cycles, _multiplications, _workspace,
+    lambda p: 4 * direct.error_of_sum(p), _lower,
+)  # fmt: skip

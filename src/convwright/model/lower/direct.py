@@ -1,0 +1,174 @@
+"""Direct convolution on channel blocks, its special cases first layers and fully connected layers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from convwright.kernels import direct
+from convwright.model.builder import Builder
+from convwright.model.fuse import Layer
+from convwright.model.geometry import Geometry, geometry_of
+from convwright.model.lower import channels
+from convwright.model.problem import Algorithm, Problem
+from convwright.model.tiles import Shape, choose_tile, cut_work
+from convwright.model.values import Value, spatial
+from convwright.model.weights import Entry, entries_of
+
+PLANAR_CHANNELS = 4  # inputs of the graph with at most so many channels are read plane by plane
+_MEMORY_BYTES_A_CYCLE = 5.5  # measured read bandwidth of one core at its clock
+
+
+def reads_planes(p: Problem) -> bool:
+    """Whether the layer reads its input as plain planes: a first layer of few channels."""
+    return p.plain_input and p.spec.groups == 1 and p.spec.in_channels <= min(PLANAR_CHANNELS, p.target.vector)
+
+
+def why_not_blocked(p: Problem) -> str | None:
+    """Why kernels on channel blocks cannot compute this problem."""
+    spec = p.spec
+    if p.element != "f32":
+        return f"channel blocks hold float32, not {p.dtype}"
+    if spec.rank > 2:
+        return f"channel blocks have at most 2 spatial axes, not {spec.rank}"
+    if spec.transposed:
+        return "transposed"
+    if spec.flip or spec.padding_mode != "zeros":
+        return f"flip {spec.flip}, padding_mode {spec.padding_mode!r}"
+    return None
+
+
+def _why_not(p: Problem) -> str | None:
+    reason = why_not_blocked(p)
+    if reason is None and geometry_of(p).depthwise:
+        return "depthwise layers have a kernel of their own"
+    return reason
+
+
+def cycles(p: Problem) -> float:
+    """Estimated: arithmetic and the weights' way from memory, which overlap, not wholly."""
+    g, v = geometry_of(p), p.target.vector
+    entries = entries_of(g.out_channels, g.groups, v)
+    reduction = g.own_channels * g.kernel[0] * g.kernel[1]
+    vectors = min(_vectors_a_group(entries))
+    compute = choose_tile(*g.out_size, vectors, len(entries) // vectors, reduction, p.target).cycles * p.batch
+    memory = 4 * reduction * len(entries) * v / _MEMORY_BYTES_A_CYCLE
+    return (max(compute, memory) + 0.3 * min(compute, memory)) / p.threads
+
+
+def _lower(b: Builder, layer: Layer, p: Problem) -> None:
+    g, name = geometry_of(p), layer.node.inputs[0]
+    if reads_planes(p):
+        _lower_direct(b, layer, g, b.padded_planes(b.plain(name), g.halo), planar=True)
+    else:
+        _lower_direct(b, layer, g, channels.with_halo(b, name, g.halo))
+
+
+def multiplications(p: Problem) -> int:
+    return p.macs
+
+
+def no_workspace(p: Problem) -> int:
+    return 0
+
+
+def error_of_sum(p: Problem) -> float:
+    """Of a sum in float32 of random terms, against its largest value: measured, it grows with the root of their number
+    (`tests.convolutions.Case.expected`)."""
+    terms = float(np.prod(p.spec.weight_shape[1:]))
+    unit = 2.0**-53 if p.element == "f64" else 2.0**-24
+    return 16 * unit * max(1.0, terms / 256) ** 0.5
+
+
+ROW = Algorithm("direct", "blocked", True, _why_not, cycles, multiplications, no_workspace, error_of_sum, _lower)
+
+
+def lower_gemm(b: Builder, layer: Layer) -> None:
+    """A fully connected layer: a convolution whose kernel covers the whole input; images are the pixels of a column."""
+    node = layer.node
+    out_channels, features = b.graph.constants[node.inputs[1]].shape
+    name = b.flattened.get(node.inputs[0], node.inputs[0])
+    shape = b.shape(name)
+    size = spatial(shape)
+    g = Geometry(out_channels, shape[1], size, (1, 1), ((0, 0), (0, 0)), (1, 1), 1, size, (1, 1))
+    assert g.own_channels * size[0] * size[1] == features
+    _lower_direct(b, layer, g, b.blocked(name))
+
+
+def _lower_direct(b: Builder, layer: Layer, g: Geometry, x: Value, planar: bool = False) -> None:
+    v, node = b.v, layer.node
+    pointwise = g.kernel == (1, 1)
+    form = "planar" if planar else "direct"
+    weight_shape = (g.out_channels, g.own_channels, *g.kernel)
+    packed = b.weights.get(node.inputs[1], form, weight_shape, g.groups)
+    bias = b.weights.bias(node.input(2), g.out_channels)
+    residual = b.blocked(layer.residual) if layer.residual else None
+    y = b.new_blocked(layer.output)
+
+    entries = entries_of(g.out_channels, g.groups, v)
+    masked = g.groups > 1 and (g.out_channels // g.groups) % v != 0
+    vectors = min(_vectors_a_group(entries))
+    rows, cols = g.out_size
+    reduction = packed.shape[1]
+    if g.out_size == (1, 1) and x.n > 1:
+        rows = x.n  # the images are the rows: the weights are read once for all of them
+    by_image = g.out_size == (1, 1)
+    join = pointwise and not planar and g.stride == (1, 1) and x.flat and rows > 1 and not by_image
+    wrap = join and not (y.flat and (residual is None or residual.flat))
+    if join:
+        rows, cols = 1, rows * cols
+    shape = choose_tile(rows, cols, vectors, len(entries) // vectors, reduction, b.target)
+    tile = direct.DirectTile(
+        shape.rows, shape.cols, shape.outs, g.stride[1] if planar else g.stride[1] * v,
+        planar=planar, tap_step=g.dilation[1] if planar else 1, taps=planar or not pointwise,
+        wrap=wrap, masked=masked, epilogue=layer.epilogue,
+    )  # fmt: skip
+    table = _table(entries, shape.outs, g, reduction, v)
+    col_tiles = -(-cols // shape.cols)
+    pixel_tiles = col_tiles * -(-rows // shape.rows)
+    images = 1 if by_image else x.n
+    x_bytes = 4 * g.own_channels * g.groups * g.size[0] * g.size[1] * (x.n if by_image else 1)
+    cut = cut_work(len(table), pixel_tiles, images, x_bytes, packed.nbytes, b.threads)
+    arguments = {
+        "x": b.inside(x, g), "w": b.static(packed), "bias": b.static(bias), "y": y.ref, "table": b.static(table),
+        "residual": residual.ref if residual else 0,
+        "tiles_inner": cut.tiles_inner, "tiles": len(table), "chunks": cut.chunks_image * images,
+        "chunks_image": cut.chunks_image, "chunk_tiles": cut.chunk_tiles, "pixel_tiles": pixel_tiles,
+        "col_tiles": col_tiles, "out_rows": rows, "out_cols": cols,
+        "x_image": 0 if by_image else x.image, "x_block": x.block,
+        "x_row": x.image if by_image else x.row * g.stride[0],
+        "x_tap_row": x.row * g.dilation[0], "x_tap_col": g.dilation[1] * v,
+        "channels": g.own_channels, "taps_high": g.kernel[0], "taps_wide": g.kernel[1], "w_out": reduction * v,
+        "y_image": 0 if by_image else y.image, "y_block": y.block, "y_row": y.image if by_image else y.row,
+        "wrap_cols": g.out_size[1],
+        "r_image": residual.image if residual and not by_image else 0, "r_block": residual.block if residual else 0,
+        "r_row": (residual.image if by_image else residual.row) if residual else 0,
+    }  # fmt: skip
+    why = _why(g, shape, planar)
+    reads = [x, residual] if residual else [x]
+    items = cut.halves * cut.tiles_inner * cut.chunks_image * images
+    b.step(tile.name(b.target), direct, tile, arguments, items, reads, [y], why, g.macs * x.n)
+
+
+def _why(g: Geometry, shape: Shape, planar: bool) -> str:
+    kind = "few input channels" if planar else "1x1" if g.kernel == (1, 1) else "dense" if g.groups == 1 else "grouped"
+    return f"{kind}: {shape.rows}x{shape.cols} pixels by {shape.outs} vectors"
+
+
+def _vectors_a_group(entries: list[Entry]) -> list[int]:
+    counts: dict[int, int] = {}
+    for entry in entries:
+        counts[entry.group] = counts.get(entry.group, 0) + 1
+    return list(counts.values())
+
+
+def _table(entries: list[Entry], outs: int, g: Geometry, reduction: int, v: int) -> np.ndarray:
+    """The output tiles: ``outs`` neighbouring vectors of one group each, the last of a group moved back inside it."""
+    rows, place = [], 0
+    for count in _vectors_a_group(entries):
+        for start in range(0, count, outs):
+            at = place + min(start, count - outs)
+            first, last = entries[at], entries[at + outs - 1]
+            high = (last.block - first.block) * v + last.high
+            rows.append((first.group * g.own_channels, first.block, at * reduction * v, first.low, high))
+        place += count
+    return np.array(rows, np.int64)
