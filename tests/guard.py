@@ -14,9 +14,9 @@ PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def guarded_empty(count: int, *, at_end: bool = True, fill: float = np.nan) -> NDArray[np.float32]:
-    """``count`` float32 of ``fill`` between two unreadable pages, touching the one behind (``at_end``) or before."""
-    size = 4 * count
+def guarded_bytes(size: int, *, at_end: bool = True) -> NDArray[np.uint8]:
+    """``size`` bytes of all ones (NaN as floats) between two unreadable pages, touching the one behind (``at_end``) or
+    before."""
     pages = max(1, -(-size // PAGE))
     memory = mmap.mmap(-1, (pages + 2) * PAGE)
     base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -24,7 +24,14 @@ def guarded_empty(count: int, *, at_end: bool = True, fill: float = np.nan) -> N
         if _libc.mprotect(ctypes.c_void_p(base + page * PAGE), ctypes.c_size_t(PAGE), PROT_NONE):
             raise OSError(ctypes.get_errno(), "mprotect")
     offset = PAGE + (pages * PAGE - size if at_end else 0)
-    buffer = np.frombuffer(memory, np.float32, count, offset)
+    buffer = np.frombuffer(memory, np.uint8, size, offset)
+    buffer[:] = 255
+    return buffer
+
+
+def guarded_empty(count: int, *, at_end: bool = True, fill: float = np.nan) -> NDArray[np.float32]:
+    """``count`` float32 of ``fill`` between two unreadable pages, touching the one behind (``at_end``) or before."""
+    buffer = guarded_bytes(4 * count, at_end=at_end).view(np.float32)
     buffer[:] = fill
     return buffer
 

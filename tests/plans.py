@@ -26,7 +26,7 @@ from convwright.model.lower import direct
 from convwright.model.tiles import Shape
 from convwright.model.values import Buffer, Ref, Value, blocks_of
 from convwright.model.weights import Weights
-from tests.guard import guarded_empty
+from tests.guard import guarded_bytes
 
 Arrays = dict[str, NDArray[Any]]
 _signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -46,7 +46,7 @@ class Planned:
     outputs: list[tuple[str, np.dtype[Any], tuple[int, ...]]]
     target: Target
     threads: int
-    memory: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # of the last run, by the buffer's id
+    memory: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # of the last run, by the buffer's id
 
     def kernels(self) -> list[tuple[str, Any]]:
         return [(step.tile.key, lambda step=step: step.family.emit(step.tile, self.target)) for step in self.steps]
@@ -57,12 +57,12 @@ class Planned:
         memory = self.memory = {}
         names = list(inputs)
 
-        def room(buffer: Buffer) -> NDArray[np.float32]:
+        def room(buffer: Buffer) -> NDArray[np.uint8]:
             if id(buffer) not in memory:
-                memory[id(buffer)] = guarded_empty(buffer.nbytes // 4, at_end=at_end)
+                memory[id(buffer)] = guarded_bytes(buffer.nbytes, at_end=at_end)
                 contents = inputs[names[buffer.index]] if buffer.kind == "input" else buffer.array
                 if contents is not None:
-                    memory[id(buffer)].view(np.uint8)[:] = np.ascontiguousarray(contents).reshape(-1).view(np.uint8)
+                    memory[id(buffer)][:] = np.ascontiguousarray(contents).reshape(-1).view(np.uint8)
             return memory[id(buffer)]
 
         def number(value: int | Ref) -> int:
@@ -84,7 +84,7 @@ class Planned:
                     results[name] = room(buffer).view(dtype).reshape(shape)
         return results
 
-    def _poison(self, memory: Mapping[int, NDArray[np.float32]]) -> None:
+    def _poison(self, memory: Mapping[int, NDArray[np.uint8]]) -> None:
         """NaN in the lanes that mean nothing; the parts of a concatenation leave that to the whole."""
         v = self.target.vector
         for value in self.builder.values.values():
@@ -92,10 +92,10 @@ class Planned:
             if whole and id(value.buffer) in memory and value.channels % v:
                 self._view(value, memory[id(value.buffer)])[:, -1, ..., value.channels % v :] = np.nan
 
-    def _view(self, value: Value, memory: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _view(self, value: Value, memory: NDArray[np.uint8]) -> NDArray[np.float32]:
         """``[N][blocks][rows][columns][v]``, halo included."""
         shape = (value.n, blocks_of(value.channels, self.target.vector), -1, value.row // self.target.vector)
-        return memory.reshape(*shape, self.target.vector)
+        return memory.view(np.float32).reshape(*shape, self.target.vector)
 
     def tiles(self, family: Any) -> list[Any]:
         """The tiles of the steps of one kernel family."""

@@ -290,7 +290,7 @@ def test_each_thread_has_its_own_scratch(target: Target, batch: int) -> None:
     case.run(plan, inputs)
     step = step_of(plan)
     assert step.items == batch
-    memory = plan.memory[id(step.arguments["scratch"].buffer)].reshape(3, -1)
+    memory = plan.memory[id(step.arguments["scratch"].buffer)].view(np.float32).reshape(3, -1)
     assert memory.shape[1] == winograd.scratch_floats(1, 1, 1, target.vector) == step.arguments["scratch_thread"]
     bounds = np.linspace(0, batch, 4).astype(int)
     for thread, own in enumerate(memory):

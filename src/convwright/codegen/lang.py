@@ -160,6 +160,13 @@ class Kernel:
             return pointer
         return self.b.gep(pointer, [self.int_value(offset)], source_etype=self.scalar_type)
 
+    def opaque(self, pointer: ir.Value) -> ir.Value:
+        """The same pointer, of which LLVM does not know where it points: loads through it are loaded again.
+
+        For values that several steps of an unrolled loop share, and that would fill the registers if they were kept.
+        """
+        return self.b.asm(ir.FunctionType(PTR, [PTR]), "", "=r,0", [pointer], False)
+
     def variable(self, initial: Any) -> Variable:
         return Variable(self, initial)
 

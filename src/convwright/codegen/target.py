@@ -36,6 +36,7 @@ class Target:
     - `has_fma`: whether a fused multiply-add is one instruction.
     - `has_masks`: whether loads and stores take a lane mask at no cost.
     - `cpu`, `features`: what LLVM is told.
+    - `has_vnni`: whether one instruction adds four products of 8-bit integers to each 32-bit lane.
     """
 
     name: str
@@ -45,6 +46,12 @@ class Target:
     has_masks: bool
     cpu: str
     features: str
+    has_vnni: bool = False
+
+    @property
+    def is_x86(self) -> bool:
+        """Whether the instructions are x86's."""
+        return "neon" not in self.features
 
 
 def _is_x86() -> bool:
@@ -79,7 +86,8 @@ def target_named(name: str) -> Target:
         if runs_here(name):
             cpu, features = "sapphirerapids", llvm.get_host_cpu_features().flatten() + ","
         # LLVM prefers 256-bit vectors on several AVX-512 CPUs; the kernels are written in 512-bit ones.
-        return Target(name, 16, 32, True, True, cpu, features + "-prefer-256-bit")
+        has_vnni = runs_here(name) and host_features().get("avx512vnni", False)
+        return Target(name, 16, 32, True, True, cpu, features + "-prefer-256-bit", has_vnni)
     if name == "avx2":
         return Target(name, 8, 16, True, False, "x86-64-v3", "")
     if name == "generic":

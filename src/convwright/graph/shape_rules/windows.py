@@ -67,7 +67,36 @@ def _slide(
 
 
 def _conv(scope: Scope, node: Node) -> list[ValueInfo]:
-    info, weights = scope.info(node, 0), scope.shape(node, 1)
+    shape = _convolved(scope, node, 1)
+    _check_bias(scope, node, shape[1], 2)
+    return [ValueInfo(scope.info(node, 0).dtype, shape)]
+
+
+def _conv_integer(scope: Scope, node: Node) -> list[ValueInfo]:
+    shape = _convolved(scope, node, 1)
+    _check_zero_points(scope, node, 2, (3, shape[1]))
+    return [ValueInfo(np.dtype(np.int32), shape)]
+
+
+def _qlinear_conv(scope: Scope, node: Node) -> list[ValueInfo]:
+    shape = _convolved(scope, node, 3)
+    _check_zero_points(scope, node, 2, (5, shape[1]))
+    _check_bias(scope, node, shape[1], 8)
+    return [ValueInfo(scope.info(node, 7).dtype, shape)]
+
+
+def _check_zero_points(scope: Scope, node: Node, of_input: int, of_weights: tuple[int, int]) -> None:
+    """One value for the input; one, or one an output channel, for the weights."""
+    place, channels = of_weights
+    for index, allowed in ((of_input, ((), (1,))), (place, ((), (1,), (channels,)))):
+        name = node.input(index)
+        if name and scope.values[name].shape not in allowed:
+            raise ConvwrightError(f"{node}: zero point of shape {scope.values[name].shape}, allowed are {allowed}")
+
+
+def _convolved(scope: Scope, node: Node, place: int) -> Shape:
+    """Shape of a convolution's output; ``place``: which input the weights are."""
+    info, weights = scope.info(node, 0), scope.shape(node, place)
     shape: Shape = info.shape  # type: ignore[assignment]
     rank = len(shape) - 2
     if rank < 1 or len(weights) != rank + 2:
@@ -78,10 +107,9 @@ def _conv(scope: Scope, node: Node) -> list[ValueInfo]:
             f"{node}: input of {shape[1]} channels, weights of shape {weights}, {groups} groups: the weights need "
             f"{weights[1] * groups} input channels, and output channels that the groups divide"
         )
-    _check_bias(scope, node, weights[0])
     kernel = _kernel(node, weights[2:])
     size = _slide(node, shape[2:], kernel, axis_list(node, "dilations", rank, 1))
-    return [ValueInfo(info.dtype, (shape[0], weights[0], *size))]
+    return (shape[0], weights[0], *size)
 
 
 def _conv_transpose(scope: Scope, node: Node) -> list[ValueInfo]:
@@ -96,7 +124,7 @@ def _conv_transpose(scope: Scope, node: Node) -> list[ValueInfo]:
             f"{node}: input of {shape[1]} channels, weights of shape {weights}, {groups} groups: the weights need "
             f"{weights[0]} input channels, which the groups divide"
         )
-    _check_bias(scope, node, weights[1] * groups)
+    _check_bias(scope, node, weights[1] * groups, 2)
     _kernel(node, weights[2:])
     padding = transpose_padding(node, shape[2:], weights[2:])
     stride = axis_list(node, "strides", rank, 1)
@@ -151,8 +179,8 @@ def _kernel(node: Node, of_weights: Shape) -> Shape:
     return of_weights
 
 
-def _check_bias(scope: Scope, node: Node, channels: int) -> None:
-    name = node.input(2)
+def _check_bias(scope: Scope, node: Node, channels: int, place: int) -> None:
+    name = node.input(place)
     if name and scope.values[name].shape != (channels,):
         raise ConvwrightError(f"{node}: bias of shape {scope.values[name].shape} for {channels} output channels")
 
@@ -186,13 +214,15 @@ def _convolution(scope: Scope, node: Node) -> list[ValueInfo]:
     weights = scope.shape(node, 1)
     if weights != spec.weight_shape:
         raise ConvwrightError(f"{node}: weights of shape {weights}, the convolution needs {spec.weight_shape}")
-    _check_bias(scope, node, spec.out_channels)
+    _check_bias(scope, node, spec.out_channels, 2)
     return [ValueInfo(info.dtype, spec.output_shape(info.shape))]
 
 
 RULES: dict[str, Rule] = {
     "Conv": _conv,
     "Convolution": _convolution,
+    "ConvInteger": _conv_integer,
+    "QLinearConv": _qlinear_conv,
     "ConvTranspose": _conv_transpose,
     "MaxPool": _pool,
     "AveragePool": _pool,

@@ -13,6 +13,7 @@ from convwright.model.lower import (
     direct,
     elementwise,
     fallback,
+    integer,
     movement,
     pool,
     reshape,
@@ -53,6 +54,7 @@ def _row(ops: str, fits: Check, lower: Lower) -> Row:
 
 ROWS = (
     _row("Conv ConvTranspose Convolution", conv.can_lower, conv.lower),
+    _row("ConvInteger QLinearConv", integer.can_lower, integer.lower),
     _row("Gemm", _gemm_fits, direct.lower_gemm),
     _row("MaxPool AveragePool", pool.can_lower, pool.lower),
     _row("GlobalMaxPool GlobalAveragePool", pool.can_lower, pool.lower_global),
