@@ -14,18 +14,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convwright.errors import ConvwrightError
     from convwright.graph import Graph, load
+    from convwright.matrix import col2im, conv_matrix, im2col
     from convwright.model import Model, compile
     from convwright.spec import ConvSpec
 
 __version__ = "0.1.0"
-__all__ = ["ConvSpec", "ConvwrightError", "Graph", "Model", "__version__", "compile", "load"]
+__all__ = [
+    "ConvSpec", "ConvwrightError", "Graph", "Model", "__version__", "col2im", "compile", "conv_matrix", "im2col",
+    "load",
+]  # fmt: skip
 
 _HOME = {
     "ConvSpec": "convwright.spec",
     "ConvwrightError": "convwright.errors",
     "Graph": "convwright.graph",
     "Model": "convwright.model",
+    "col2im": "convwright.matrix",
     "compile": "convwright.model",
+    "conv_matrix": "convwright.matrix",
+    "im2col": "convwright.matrix",
     "load": "convwright.graph",
 }
 
