@@ -110,12 +110,12 @@ def emit(tile: DirectTile, target: Target) -> ir.Module:
                 top = k.minimum((pixel_tile // a.col_tiles) * tile.rows, a.out_rows - tile.rows)
                 left = k.minimum((pixel_tile % a.col_tiles) * tile.cols, a.out_cols - tile.cols)
                 corner = k.advance(x, top * a.x_row + left * tile.pixel_step)
-                sums = _sum_tile(k, a, tile, corner, w, bias, channel, masks, pixel_tile % UNROLL)
-                _store_tile(k, a, tile, sums, y, residual, top, left, masks)
+                sums = sum_tile(k, a, tile, corner, w, bias, channel, masks, pixel_tile % UNROLL)
+                store_tile(k, a, tile, sums, y, residual, top, left, masks)
     return k.finish()
 
 
-def _sum_tile(
+def sum_tile(
     k: Kernel, a: Reader, tile: DirectTile, corner: ir.Value, w: ir.Value, bias: ir.Value, channel: Int, masks: Masks,
     quarter: Int,
 ) -> list[list[ir.Value]]:  # fmt: skip
@@ -173,7 +173,7 @@ def _sum_tile(
     return [[accumulator.get() for accumulator in accumulators] for accumulators in sums]
 
 
-def _store_tile(
+def store_tile(
     k: Kernel,
     a: Reader,
     tile: DirectTile,

@@ -13,7 +13,8 @@ from convwright.graph.shapes import Inferred
 from convwright.model.problem import OPERATORS, spec_of
 
 # The operators that kernels fuse others into, at these ranks.
-_PRODUCERS = {"Conv": (3, 4, 5), "ConvTranspose": (3, 4, 5), "Convolution": (3, 4, 5), "Gemm": (2,)}
+_PRODUCERS = {"Conv": (3, 4, 5), "ConvTranspose": (3, 4, 5), "Convolution": (3, 4, 5), "DeformConv": (4,), "Gemm": (2,)}
+_WEIGHTS = {"DeformConv": (1, 3)}  # which inputs must be constant, where it is not all but the first
 
 
 @dataclass(slots=True)
@@ -150,7 +151,8 @@ def _has_kernel(graph: Graph, types: Inferred, layer: Layer) -> bool:
     """Whether a kernel will do the layer: what runs through onnx.reference takes nothing with it."""
     ranks = _PRODUCERS.get(layer.op, ())
     x, y = types[layer.node.inputs[0]], types[layer.output]
-    known = all(name in graph.constants for name in layer.node.inputs[1:] if name)
+    weights = _WEIGHTS.get(layer.op, range(1, len(layer.node.inputs)))
+    known = all(layer.node.input(at) in graph.constants for at in weights if layer.node.input(at))
     if known and layer.op in OPERATORS:
         try:
             spec_of(layer.node, x.shape, types[layer.node.inputs[1]].shape)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from convwright.kernels.activations import ROWS as ACTIVATIONS
 from convwright.model import lower
 from convwright.model.builder import Builder, Step, aligned
 from convwright.model.fuse import Layer, layers_of
-from convwright.model.lower import channels, conv, direct
+from convwright.model.lower import channels, conv, deformable, direct
 from convwright.model.values import NO_HALO, Buffer
 from convwright.model.weights import Weights
 from convwright.runtime.program import Program, link
@@ -84,6 +84,8 @@ def _prepare(b: Builder) -> list[lower.Row]:
         wants = {}
         if row.lower is conv.lower:
             wants = conv.needs_halo(b, layer)
+        elif row.lower is deformable.lower:
+            wants = deformable.needs_halo(layer)
         elif row.lower in (channels.lower_split, channels.lower_slice):
             wants = channels.wants_halo(b, layer)
         for name, halo in wants.items():

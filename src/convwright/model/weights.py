@@ -113,6 +113,12 @@ def pack_depthwise(weight: np.ndarray, v: int) -> np.ndarray:
     return pack_direct(weight.reshape(weight.shape[0], -1, 1, 1), 1, v)
 
 
+def pack_spread(weight: np.ndarray, v: int) -> np.ndarray:
+    """``[K, C/groups, kh, kw]`` to ``[blocks][kh kw][C/groups][v]`` (see ``kernels.deformable``)."""
+    flat = weight.transpose(0, 2, 3, 1).reshape(weight.shape[0], -1, 1, 1)
+    return pack_direct(flat, 1, v)
+
+
 def pack_channels(values: np.ndarray, v: int) -> np.ndarray:
     """``[C]`` to whole vectors, zeros after the last channel."""
     blocks = -(-values.size // v)
@@ -141,7 +147,8 @@ class Weights:
         self._released: set[str] = set()
 
     def get(self, name: str, form: str, shape: tuple[int, ...], groups: int = 1) -> np.ndarray:
-        """The constant seen as ``shape`` and packed: ``form`` is "direct", "planar", "depthwise" or "winograd"."""
+        """The constant seen as ``shape`` and packed: ``form`` is "direct", "planar", "depthwise", "spread" or
+        "winograd"."""
         key = (name, form, groups, tuple(shape))
         if key not in self._packed:
             array = self.array(name).astype(np.float32, copy=False).reshape(shape)
@@ -152,6 +159,8 @@ class Weights:
                     self._packed[key] = pack_planar(array, self.v)
                 case "winograd":
                     self._packed[key] = transform_weights(array, self.v)
+                case "spread":
+                    self._packed[key] = pack_spread(array, self.v)
                 case _:
                     self._packed[key] = pack_depthwise(array, self.v)
         return self._packed[key]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from convwright.errors import ConvwrightError
@@ -110,6 +112,21 @@ def _convolved(scope: Scope, node: Node, place: int) -> Shape:
     kernel = _kernel(node, weights[2:])
     size = _slide(node, shape[2:], kernel, axis_list(node, "dilations", rank, 1))
     return (shape[0], weights[0], *size)
+
+
+def _deform_conv(scope: Scope, node: Node) -> list[ValueInfo]:
+    """Offsets have two planes, and a mask has one, for each tap of each offset group."""
+    result = _convolved(scope, node, 1)
+    _check_bias(scope, node, result[1], 3)
+    channels, groups = scope.shape(node, 0)[1], node.get("offset_group", 1)
+    if groups < 1 or channels % groups:
+        raise ConvwrightError(f"{node}: {channels} input channels in {groups} offset groups")
+    rank, planes = len(result) - 2, groups * prod(scope.shape(node, 1)[2:])
+    for place, what, wanted in ((2, "offsets", rank * planes), (4, "mask", planes)):
+        shape = (result[0], wanted, *result[2:])
+        if (place == 2 or node.input(place)) and scope.shape(node, place) != shape:
+            raise ConvwrightError(f"{node}: {what} of shape {scope.shape(node, place)}, it needs {shape}")
+    return [ValueInfo(scope.info(node, 0).dtype, result)]
 
 
 def _conv_transpose(scope: Scope, node: Node) -> list[ValueInfo]:
@@ -224,6 +241,7 @@ RULES: dict[str, Rule] = {
     "ConvInteger": _conv_integer,
     "QLinearConv": _qlinear_conv,
     "ConvTranspose": _conv_transpose,
+    "DeformConv": _deform_conv,
     "MaxPool": _pool,
     "AveragePool": _pool,
     "LpPool": _pool,

@@ -10,6 +10,7 @@ from convwright.model.fuse import Layer
 from convwright.model.lower import (
     channels,
     conv,
+    deformable,
     direct,
     elementwise,
     fallback,
@@ -54,6 +55,7 @@ def _row(ops: str, fits: Check, lower: Lower) -> Row:
 
 ROWS = (
     _row("Conv ConvTranspose Convolution", conv.can_lower, conv.lower),
+    _row("DeformConv", deformable.can_lower, deformable.lower),
     _row("ConvInteger QLinearConv", integer.can_lower, integer.lower),
     _row("Gemm", _gemm_fits, direct.lower_gemm),
     _row("MaxPool AveragePool", pool.can_lower, pool.lower),

@@ -49,7 +49,7 @@ def cycles(p: Problem) -> float:
     g, v = geometry_of(p), p.target.vector
     entries = entries_of(g.out_channels, g.groups, v)
     reduction = g.own_channels * g.kernel[0] * g.kernel[1]
-    vectors = min(_vectors_a_group(entries))
+    vectors = min(vectors_a_group(entries))
     compute = choose_tile(*g.out_size, vectors, len(entries) // vectors, reduction, p.target).cycles * p.batch
     memory = 4 * reduction * len(entries) * v / _MEMORY_BYTES_A_CYCLE
     return (max(compute, memory) + 0.3 * min(compute, memory)) / p.threads
@@ -106,7 +106,7 @@ def _lower_direct(b: Builder, layer: Layer, g: Geometry, x: Value, planar: bool 
 
     entries = entries_of(g.out_channels, g.groups, v)
     masked = g.groups > 1 and (g.out_channels // g.groups) % v != 0
-    vectors = min(_vectors_a_group(entries))
+    vectors = min(vectors_a_group(entries))
     rows, cols = g.out_size
     reduction = packed.shape[1]
     if g.out_size == (1, 1) and x.n > 1:
@@ -122,7 +122,7 @@ def _lower_direct(b: Builder, layer: Layer, g: Geometry, x: Value, planar: bool 
         planar=planar, tap_step=g.dilation[1] if planar else 1, taps=planar or not pointwise,
         wrap=wrap, masked=masked, epilogue=layer.epilogue,
     )  # fmt: skip
-    table = _table(entries, shape.outs, g, reduction, v)
+    table = output_tiles(entries, shape.outs, g.own_channels, reduction, v)
     col_tiles = -(-cols // shape.cols)
     pixel_tiles = col_tiles * -(-rows // shape.rows)
     images = 1 if by_image else x.n
@@ -154,21 +154,21 @@ def _why(g: Geometry, shape: Shape, planar: bool) -> str:
     return f"{kind}: {shape.rows}x{shape.cols} pixels by {shape.outs} vectors"
 
 
-def _vectors_a_group(entries: list[Entry]) -> list[int]:
+def vectors_a_group(entries: list[Entry]) -> list[int]:
     counts: dict[int, int] = {}
     for entry in entries:
         counts[entry.group] = counts.get(entry.group, 0) + 1
     return list(counts.values())
 
 
-def _table(entries: list[Entry], outs: int, g: Geometry, reduction: int, v: int) -> np.ndarray:
+def output_tiles(entries: list[Entry], outs: int, own_channels: int, reduction: int, v: int) -> np.ndarray:
     """The output tiles: ``outs`` neighbouring vectors of one group each, the last of a group moved back inside it."""
     rows, place = [], 0
-    for count in _vectors_a_group(entries):
+    for count in vectors_a_group(entries):
         for start in range(0, count, outs):
             at = place + min(start, count - outs)
             first, last = entries[at], entries[at + outs - 1]
             high = (last.block - first.block) * v + last.high
-            rows.append((first.group * g.own_channels, first.block, at * reduction * v, first.low, high))
+            rows.append((first.group * own_channels, first.block, at * reduction * v, first.low, high))
         place += count
     return np.array(rows, np.int64)
