@@ -4,22 +4,33 @@ unreadable page, and NaN in all memory that means nothing."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
+import convwright as cw
 from convwright import reference
-from convwright.codegen.target import Target
+from convwright.codegen.target import Target, target_named
+from convwright.errors import ConvwrightError
 from convwright.graph import Node
+from convwright.kernels import deformable
 from convwright.kernels.activations import ROWS
+from convwright.kernels.direct import DirectTile
 from convwright.model.lower import deformable as lowering
+from convwright.model.tiles import most_pixels
+from convwright.model.values import Ref, Value
 from convwright.spec import ConvSpec, DeformableSpec
 from tests.convolutions import ACTIVATIONS, RESIDUAL, Epilogue, compare, random_epilogue, random_size, random_window
-from tests.kernels import each_target
+from tests.guard import guarded_empty
+from tests.kernels import call, each_target
 from tests.plans import Arrays, Planned, graph_of, planned
+from tests.test_spills import spilling
 
 
 @dataclass(frozen=True)
@@ -158,3 +169,248 @@ def test_random_convolutions(target: Target, start: int) -> None:
 def test_many_random_convolutions(target: Target, start: int) -> None:
     for seed in range(start, start + 100):
         random_case(seed, target).check(target)
+
+
+def simple(
+    own: tuple[int, int] = (5, 7),
+    groups: int = 1,
+    offset_groups: int = 1,
+    size: tuple[int, int] = (6, 7),
+    **wanted: Any,
+) -> Case:
+    conv = ConvSpec(own[0] * groups, own[1] * groups, (3, 3), padding=1, groups=groups)
+    modulated = wanted.pop("modulated", True)
+    return Case(DeformableSpec(conv, offset_groups, modulated), batch=1, size=size, **wanted)
+
+
+@each_target
+def test_boundary_channels(target: Target) -> None:
+    v = target.vector
+    for channels in (1, v - 1, v, v + 1, 5 * v):
+        for out_channels in (1, v, v + 1):
+            simple((channels, out_channels), seed=channels).check(target)
+        simple((1, 1), groups=channels, seed=channels).check(target)
+        simple((channels, 2), offset_groups=channels, seed=channels).check(target)
+
+
+@each_target
+def test_stride_larger_than_the_kernel(target: Target) -> None:
+    conv = ConvSpec(3, 4, (2, 1), stride=(3, 4), dilation=(1, 5), padding=((2, 0), (0, 3)))
+    Case(DeformableSpec(conv, 3, True), batch=2, size=(11, 9), reach=3.0).check(target)
+
+
+@each_target
+@pytest.mark.parametrize(("own", "groups"), [((1, 1), 7), ((1, 2), 9), ((2, 2), 8), ((1, 4), 5), ((2, 4), 8)])
+def test_small_groups_lie_side_by_side_in_a_vector(target: Target, own: tuple[int, int], groups: int) -> None:
+    plan = simple(own, groups, seed=groups).check(target)
+    (tile,) = plan.tiles(deformable)
+    fits = own[1] < target.vector
+    assert tile.own == (own if fits else (0, 0))
+
+
+@each_target
+@pytest.mark.parametrize(("own", "groups"), [((5, 7), 1), ((6, 5), 3), ((2, 2), 8)])
+def test_results_do_not_depend_on_how_the_work_is_cut(target: Target, own: tuple[int, int], groups: int) -> None:
+    whole = simple(own, groups, groups, size=(9, 11), chunk_bytes=10**7)
+    inputs, constants = whole.arrays()
+    expected, _ = whole.run(inputs, constants, target)
+    for threads, chunk_bytes in ((1, 1), (3, 5000), (2, 12000)):
+        result, _ = replace(whole, threads=threads, chunk_bytes=chunk_bytes).run(inputs, constants, target)
+        np.testing.assert_array_equal(result, expected)
+
+
+@each_target
+@pytest.mark.parametrize("modulated", [False, True])
+def test_places_that_are_not_numbers(target: Target, modulated: bool) -> None:
+    """NaN in an offset spoils its output and no other; nothing is read far outside."""
+    case = simple(modulated=modulated, epilogue=(("relu",),))
+    inputs, constants = case.arrays()
+    inputs["offset"][0, 4:6, 2, 3] = np.nan, 0
+    inputs["offset"][0, 6:8, 1, 1] = 0, np.nan
+    inputs["offset"][0, 8:10, 5, 6] = np.nan, -np.inf  # outside on one axis: zero
+    result, _ = case.run(inputs, constants, target)
+    expected, bound = case.expected(inputs, constants)
+    assert np.isnan(expected[0, 0]).sum() == 2
+    compare(result, expected, bound, case)
+
+
+@each_target
+def test_what_lies_outside_is_zero_whatever_the_border_holds(target: Target) -> None:
+    case = simple((3, 2), size=(4, 4), reach=0.0)
+    inputs, constants = case.arrays()
+    inputs["offset"][:] = np.random.default_rng(0).choice([-9.5, 11.25, np.inf], inputs["offset"].shape)
+    inputs["x"][:, :, [0, -1]] = np.inf
+    inputs["x"][:, :, :, [0, -1]] = np.nan
+    result, _ = case.run(inputs, constants, target)
+    np.testing.assert_array_equal(result, np.broadcast_to(constants["b"].reshape(1, -1, 1, 1), result.shape))
+
+
+@each_target
+def test_no_offsets_are_a_plain_convolution(target: Target) -> None:
+    case = simple(modulated=False, groups=2, offset_groups=5)
+    inputs, constants = case.arrays()
+    inputs["offset"][:] = 0
+    result, _ = case.run(inputs, constants, target)
+    expected = reference.conv(inputs["x"], constants["w"], constants["b"], case.spec.conv)
+    compare(result, expected, case.expected(inputs, constants)[1], case)
+
+
+def test_far_from_the_origin_places_keep_their_precision() -> None:
+    """A float32 near 4000 has 2.4e-4 between neighbours: the fraction of the offset must not be rounded to that."""
+    spec = DeformableSpec(ConvSpec(1, 1, (1, 1), bias=False))
+    case = Case(spec, batch=1, size=(1, 5000))
+    x = np.tile(np.array([0.0, 1.0], np.float32), 2500).reshape(1, 1, 1, -1)
+    offset = np.zeros((1, 2, 1, 5000), np.float32)
+    offset[:, 1] = 1e-5
+    inputs, constants = {"x": x, "offset": offset}, {"w": np.ones((1, 1, 1, 1), np.float32)}
+    result, _ = case.run(inputs, constants, target_named("generic"))
+    np.testing.assert_allclose(result, reference.deform_conv(x, offset, constants["w"], None, spec), rtol=0, atol=1e-7)
+
+
+@each_target
+def test_kernels_of_float64(target: Target) -> None:
+    """Vectors of float64 have half the lanes: the kernel gets what a plan for half the vector hands it."""
+    half = replace(target, vector=target.vector // 2)
+    for case in (simple((5, 7), offset_groups=5, epilogue=(("relu",),)), simple((2, 2), 6), simple((3, 2), 2, 3)):
+        inputs, constants = case.arrays()
+        plan = case.plan(inputs, constants, half)
+        (step,) = (step for step in plan.steps if step.family is deformable)
+        memory = {
+            name: doubled(value, inputs.get(name)) for name, value in step.arguments.items() if isinstance(value, Ref)
+        }
+        memory["x"] = guarded64(in_blocks(plan.builder.values["x", True], inputs["x"]))
+        values = {
+            name: memory[name].ctypes.data + 2 * value.nbytes if isinstance(value, Ref) else value
+            for name, value in step.arguments.items()
+        }
+        tile = replace(step.tile, element="f64")
+        call(tile, deformable.emit, deformable.ARGUMENTS, values, step.items, target)
+        expected, bound = case.expected(inputs, constants)
+        channels = memory["y"].reshape(-1, *case.size, half.vector).transpose(0, 3, 1, 2).reshape(1, -1, *case.size)
+        compare(channels[:, : expected.shape[1]], expected, bound * 2.0**-28, case)
+
+
+def doubled(value: Ref, given: NDArray[Any] | None) -> NDArray[Any]:
+    """What a reference of a plan in float32 refers to, in float64 beside an unreadable page."""
+    contents = given if given is not None else value.buffer.array
+    if contents is None:
+        return guarded64(np.full(value.buffer.nbytes // 4, np.nan))
+    return guarded64(contents.astype(np.float64) if contents.dtype == np.float32 else contents)
+
+
+def guarded64(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy of an array of 8-byte elements that touches an unreadable page."""
+    copy = guarded_empty(2 * array.size).view(array.dtype)
+    copy[:] = array.reshape(-1)
+    return copy
+
+
+def in_blocks(x: Value, array: NDArray[np.float32]) -> NDArray[np.float64]:
+    """A tensor as a plan lays it out in blocks; NaN in the lanes that mean nothing."""
+    n, channels, high, wide = array.shape
+    top, left, bottom, right = x.halo
+    v = x.row // (left + wide + right)
+    padded = np.full((n, x.image // x.block * v, high, wide), np.nan)
+    padded[:, :channels] = array
+    blocks = padded.reshape(n, -1, v, high, wide).transpose(0, 1, 3, 4, 2)
+    return np.pad(blocks, ((0, 0), (0, 0), (top, bottom), (left, right), (0, 0)))
+
+
+def write_model(path: Path, opset: int, case: Case, inputs: Arrays, constants: Arrays) -> None:
+    """An ONNX file of the case's convolution with a Relu behind it."""
+    own = case.node("x")
+    nodes = [
+        helper.make_node("DeformConv", own.inputs, ["z"], **own.attributes),
+        helper.make_node("Relu", ["z"], ["y"]),
+    ]
+    feeds = [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in inputs.items()]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "deformable", feeds, [output], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("opset", [19, 22])
+@pytest.mark.parametrize("modulated", [False, True])
+def test_a_file_with_a_deformable_convolution_and_relu_runs_on_one_kernel(
+    tmp_path: Path, opset: int, modulated: bool
+) -> None:
+    case = simple((8, 6), 2, 4, modulated=modulated, epilogue=(("relu",),))
+    inputs, constants = case.arrays()
+    path = tmp_path / "deformable.onnx"
+    write_model(path, opset, case, inputs, constants)
+    model = cw.compile(cw.load(str(path)), threads=2)  # a SlowOperatorWarning would be an error here
+    compare(np.asarray(model(inputs)), *case.expected(inputs, constants), case)
+    kernels = [step["kernel"] for step in model.explain().to_dict()["steps"]]
+    assert [kernel for kernel in kernels if kernel not in ("halo", "pack", "unpack")] == [kernels[2]]
+    assert "deformable" in kernels[2]
+
+
+def test_between_other_layers_it_reads_and_writes_blocks() -> None:
+    """A convolution that predicts the offsets, the deformable one, and a convolution behind it that wants a halo."""
+    rng = np.random.default_rng(0)
+    shapes = {"w": (5, 3, 3, 3), "wo": (18, 5, 3, 3), "wd": (4, 5, 3, 3), "after": (2, 4, 3, 3)}
+    constants: Arrays = {name: rng.standard_normal(shape).astype(np.float32) / 4 for name, shape in shapes.items()}
+    around = {"pads": (1, 1, 1, 1)}
+    nodes = [
+        Node("Conv", ["x", "w"], ["a"], around),
+        Node("Conv", ["a", "wo"], ["offset"], around),
+        Node("DeformConv", ["a", "wd", "offset"], ["d"], around),
+        Node("Conv", ["d", "after"], ["y"], around),
+    ]
+    inputs: Arrays = {"x": rng.standard_normal((2, 3, 6, 8)).astype(np.float32)}
+    plan = planned(graph_of(nodes, inputs, ["y"], constants), target_named("generic"), 2)
+    (result,) = plan.run(inputs).values()
+    convs = {name: ConvSpec.of_weight(w.shape, padding=1, bias=False) for name, w in constants.items()}
+    a = reference.conv(inputs["x"], constants["w"], None, convs["w"])
+    offset = reference.conv(a, constants["wo"], None, convs["wo"])
+    d = reference.deform_conv(a, offset, constants["wd"], None, DeformableSpec(convs["wd"]))
+    np.testing.assert_allclose(result, reference.conv(d, constants["after"], None, convs["after"]), rtol=0, atol=1e-4)
+    assert not [step for step in plan.steps if step.name == "pack" and step.layer is not plan.steps[0].layer]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"offset": (1, 17, 6, 7)}, "offsets of shape (1, 17, 6, 7), it needs (1, 18, 6, 7)"),
+        ({"offset": (1, 18, 6, 6)}, "it needs (1, 18, 6, 7)"),
+        ({"mask": (1, 8, 6, 7)}, "mask of shape (1, 8, 6, 7), it needs (1, 9, 6, 7)"),
+        ({"b": (6,)}, "bias of shape (6,) for 7 output channels"),
+        ({"w": (7, 4, 3, 3)}, "5 channels, weights of shape (7, 4, 3, 3)"),
+        ({"w": (7, 5, 9, 3)}, "a kernel spanning 9 does not fit"),
+    ],
+)
+def test_shapes_that_do_not_fit(changed: dict[str, tuple[int, ...]], message: str) -> None:
+    case = simple()
+    inputs, constants = case.arrays()
+    for name, shape in changed.items():
+        (inputs if name in inputs else constants)[name] = np.zeros(shape, np.float32)
+    node = case.node("x")
+    del node.attributes["kernel_shape"]
+    with pytest.raises(ConvwrightError) as caught:
+        planned(graph_of([node], inputs, ["y"], constants), target_named("generic"))
+    assert message in str(caught.value)
+
+
+def test_offset_groups_that_do_not_divide_the_channels() -> None:
+    case = simple()
+    inputs, constants = case.arrays()
+    node = case.node("x")
+    node.attributes["offset_group"] = 2
+    with pytest.raises(ConvwrightError, match="5 input channels in 2 offset groups"):
+        planned(graph_of([node], inputs, ["y"], constants), target_named("generic"))
+
+
+@pytest.mark.skipif(target_named("generic").registers > 16, reason="reads x86 assembly")
+@each_target
+def test_the_innermost_loops_keep_their_vectors_in_registers(target: Target) -> None:
+    dense = DirectTile(1, *{16: (14, 2), 8: (6, 2), 4: (5, 2)}[target.vector], target.vector)
+    side_by_side = DirectTile(1, min(8, most_pixels(1, target) // 2), 1, target.vector)
+    tiles = [
+        deformable.DeformableTile(dense, modulated=True),
+        deformable.DeformableTile(dense, split=True),
+        deformable.DeformableTile(side_by_side, (1, 1)),
+        deformable.DeformableTile(side_by_side, (2, 2), modulated=True),
+    ]
+    assert not spilling(deformable, tiles, target)
