@@ -5,6 +5,7 @@
 '0.1.0'
 
 `load` reads an ONNX file into a `Graph`; `compile` makes a `Model` of a graph or a file; a model is called with arrays.
+`conv`, `conv_transpose` and the other kinds of convolution are functions of NumPy arrays.
 Importing this package imports nothing else: each name brings what it needs when it is first used.
 """
 
@@ -13,6 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convwright.errors import ConvwrightError
+    from convwright.functional import (
+        channel_shuffle,
+        conv,
+        conv_integer,
+        conv_transpose,
+        deform_conv,
+        qlinear_conv,
+        separable_conv,
+        spatial_conv,
+    )
     from convwright.graph import Graph, load
     from convwright.matrix import col2im, conv_matrix, im2col
     from convwright.model import Model, compile
@@ -20,21 +31,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "ConvSpec", "ConvwrightError", "Graph", "Model", "__version__", "col2im", "compile", "conv_matrix", "im2col",
-    "load",
+    "ConvSpec", "ConvwrightError", "Graph", "Model", "__version__", "channel_shuffle", "col2im", "compile", "conv",
+    "conv_integer", "conv_matrix", "conv_transpose", "deform_conv", "im2col", "load", "qlinear_conv", "separable_conv",
+    "spatial_conv",
 ]  # fmt: skip
 
-_HOME = {
-    "ConvSpec": "convwright.spec",
-    "ConvwrightError": "convwright.errors",
-    "Graph": "convwright.graph",
-    "Model": "convwright.model",
-    "col2im": "convwright.matrix",
-    "compile": "convwright.model",
-    "conv_matrix": "convwright.matrix",
-    "im2col": "convwright.matrix",
-    "load": "convwright.graph",
+_NAMES = {
+    "convwright.errors": "ConvwrightError",
+    "convwright.functional": "channel_shuffle conv conv_integer conv_transpose deform_conv qlinear_conv separable_conv "
+    "spatial_conv",
+    "convwright.graph": "Graph load",
+    "convwright.matrix": "col2im conv_matrix im2col",
+    "convwright.model": "Model compile",
+    "convwright.spec": "ConvSpec",
 }
+_HOME = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

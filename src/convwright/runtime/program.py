@@ -88,23 +88,28 @@ class Program:
         self._arena_offsets = np.array([offset for _, _, offset in arena], np.int64)
         self._base = 0
 
-    def bind(self, arena: Arena, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Point the arguments at the arena and at the caller's arrays; returns the new output arrays."""
+    def bind(
+        self, arena: Arena, inputs: Sequence[np.ndarray], results: Sequence[np.ndarray] | None = None
+    ) -> list[np.ndarray]:
+        """Point the arguments at the arena and at the caller's arrays; returns the output arrays, new ones if None."""
         if arena.address != self._base:
             self._flat[self._arena_places] = self._arena_offsets + arena.address
             self._base = arena.address
-        results = [np.empty(shape, dtype) for _, dtype, shape in self.outputs]
+        if results is None:
+            results = [np.empty(shape, dtype) for _, dtype, shape in self.outputs]
         addresses = [array.__array_interface__["data"][0] for array in inputs]
         for place, index, offset in self._inputs:
             self._flat[place] = addresses[index] + offset
         addresses = [array.__array_interface__["data"][0] for array in results]
         for place, index, offset in self._outputs:
             self._flat[place] = addresses[index] + offset
-        return results
+        return list(results)
 
-    def run(self, team: Team, arena: Arena, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """One inference; the caller holds the team's lock."""
-        results = self.bind(arena, inputs)
+    def run(
+        self, team: Team, arena: Arena, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray] | None = None
+    ) -> list[np.ndarray]:
+        """One inference, into `outputs` where they are given; the caller holds the team's lock."""
+        results = self.bind(arena, inputs, outputs)
         for segment in self.segments:
             if segment.python is None:
                 team.run(self.table, segment.first, segment.count)

@@ -262,7 +262,8 @@ class Team:
     def run(self, table: np.ndarray, first: int, count: int) -> None:
         """Walk ``count`` steps of the table from step ``first`` on. The caller holds ``lock``."""
         self._reserve(count)
-        self._run(self._address, table.ctypes.data + first * STEP_COLUMNS * 8, count, 0)
+        # `table.ctypes.data` is the same and takes a microsecond.
+        self._run(self._address, table.__array_interface__["data"][0] + first * STEP_COLUMNS * 8, count, 0)
 
     def run_timed(self, table: np.ndarray, first: int, count: int) -> list[float]:
         """The same with a barrier after every step; the seconds that each took. The caller holds ``lock``."""

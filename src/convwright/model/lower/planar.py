@@ -138,11 +138,11 @@ def form_of(p: Problem) -> Form:
     axes = (deep, high, wide)
     in_step = wide.step if wide.step <= planar.MOST_STEPS else 0
     out_step = len(wide.phases) if len(wide.phases) <= planar.MOST_STEPS else 0
+    # Phases of a transposed convolution may have no tap at all.
+    one_tap = all(len(taps) == 1 for axis in axes for taps in axis.phases)
     best: Form | None = None
     for outs, rows, cols, flat in _tiles(p.target, v, out_channels, high.grid, wide.grid):
-        tile = planar.PlanarTile(
-            outs, rows, cols, flat, in_step, out_step, math.prod(spec.kernel) == 1, spec.transposed, p.element
-        )
+        tile = planar.PlanarTile(outs, rows, cols, flat, in_step, out_step, one_tap, spec.transposed, p.element)
         draft = Form(axes, spec.groups, channels, out_channels, tile, 1, 1, 0.0)
         strip = _strip_rows(p, draft)
         if not flat and strip < rows:
