@@ -119,6 +119,45 @@ def _torch(path: str, shapes: Shapes, threads: int) -> Runner:
     return Evaluator(path, dtype=torch.float32, channels_last=True)
 
 
+def _torch_integer(path: str, shapes: Shapes, threads: int) -> Runner:
+    """One QLinearConv of two axes, on what PyTorch's quantised models run: oneDNN's integer convolution."""
+    import onnx
+    import torch
+
+    graph = onnx.load(path).graph
+    if len(graph.node) != 1 or graph.node[0].op_type != "QLinearConv" or len(shapes) != 1:
+        raise Unavailable("runs one QLinearConv alone here")
+    torch.set_num_threads(threads)
+    node = graph.node[0]
+    given = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+    x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, *bias = (given[name] for name in node.input[1:])
+    pads = attributes.get("pads", [0] * 4)
+    if w.dim() != 4 or pads[:2] != pads[2:] or w_zero.any():
+        raise Unavailable("takes two axes, equal padding on both sides and weights without a zero point")
+    window = (attributes.get("strides", [1, 1]), pads[:2], attributes.get("dilations", [1, 1]))
+    groups = attributes.get("group", 1)
+    channels = w.shape[0]
+    w_scale = w_scale.reshape(-1).expand(channels).contiguous()
+    ((name, shape),) = shapes.items()
+    of_input = (float(x_scale), int(x_zero))
+    packed = torch.ops.onednn.qconv_prepack(w, w_scale, of_input[0], of_input[1], *window, groups, list(shape))
+    zeros = torch.zeros(channels, dtype=torch.int64)
+    added = bias[0].float() * of_input[0] * w_scale if bias else None
+    tail = (float(y_scale), int(y_zero), y_zero.dtype, "none", [], "")
+    output = node.output[0]
+
+    def run(inputs: Arrays) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            x = torch.from_numpy(inputs[name])
+            y = torch.ops.onednn.qconv2d_pointwise(
+                x, *of_input, packed, w_scale, zeros, added, *window, groups, *tail
+            )
+            return {output: y.contiguous().numpy()}
+
+    return run
+
+
 def _ncnn(path: str, shapes: Shapes, threads: int) -> Runner:
     import ncnn
 
@@ -212,6 +251,7 @@ PEERS = {
     "onnxruntime": Peer(("onnxruntime",), "onnxruntime", _onnxruntime),
     "openvino": Peer(("openvino",), "openvino", _openvino),
     "torch": Peer(("torch", "convwright.torch.evaluate"), "torch", _torch),
+    "torch-int8": Peer(("torch", "onnx"), "torch", _torch_integer),
     "ncnn": Peer(("ncnn", "pnnx"), "ncnn", _ncnn),
 }
 FLOAT64 = Peer(("onnx",), "onnx", _float64)
