@@ -4,9 +4,10 @@
     python bench/integer.py [LAYER ...] [--ops ConvInteger,QLinearConv] [--against NAME,...] [--seconds 4] [--json]
 
 A layer is written as a model of one node: unsigned input with a zero point, signed weights without; ConvInteger gives
-32-bit sums, QLinearConv unsigned 8 bits, with a bias and a scale a channel. The runtimes take turns, a process each. Times are medians
-of whole calls, in milliseconds; "to the best" is the best peer's time over convwright's, the median over the rounds.
-"same" says that the results are onnxruntime's to the last bit. torch-int8 is what PyTorch's quantised models run.
+32-bit sums, QLinearConv unsigned 8 bits, with a bias and a scale a channel. The runtimes take turns, a process each.
+Times are medians of whole calls, in milliseconds; "to the best" is the best peer's time over convwright's, the median
+over the rounds. "same" says that the results are onnxruntime's to the last bit. torch-int8 is what PyTorch's quantised
+models run.
 """
 
 import argparse

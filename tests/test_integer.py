@@ -4,7 +4,7 @@ unreadable page."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
@@ -21,8 +21,9 @@ from convwright.graph import Node
 from convwright.graph.onnx_writer import save
 from convwright.kernels import integer, words
 from convwright.kernels.arguments import Arguments
-from convwright.model.lower import integer as lowering
-from convwright.model.tiles import Shape, choose_tile
+from convwright.model.lower import integer_channels, integer_planes
+from convwright.model.lower.integer_layer import IntegerLayer
+from convwright.model.tiles import Shape
 from convwright.reference import conv_integer
 from convwright.spec import ConvSpec, IntegerSpec
 from tests.guard import guarded_bytes
@@ -79,6 +80,7 @@ class Case:
     threads: int = 1
     at_end: bool = True
     scratch: int | None = None
+    family: str | None = None
     tile: tuple[int, int, int] | None = None
     seed: int = 0
     _arrays: tuple[Arrays, Arrays] | None = field(default=None, repr=False)
@@ -150,7 +152,7 @@ class Case:
     def check(self, target: Target) -> None:
         inputs, constants = self.arrays()
         graph = graph_of([self.node({*inputs, *constants})], inputs, ["y"], constants)
-        with _forced(self.tile, self.scratch):
+        with _forced(self):
             plan = planned(graph, target, self.threads)
         assert all(step.family is not None for step in plan.steps), self
         found = plan.run(inputs, at_end=self.at_end)["y"]
@@ -160,16 +162,29 @@ class Case:
 
 
 @contextmanager
-def _forced(tile: tuple[int, int, int] | None, scratch: int | None) -> Iterator[None]:
-    """Another register tile, and other room for sums, than the plan would choose."""
-    budget = lowering._SCRATCH_BYTES
+def _forced(case: Case) -> Iterator[None]:
+    """Another kernel, another register tile, and other room for sums, than the plan would choose."""
+    scratch = case.scratch or integer_channels._SCRATCH_BYTES
+    estimates = {integer_channels: 1.0, integer_planes: 2.0 if case.family == "channels" else 0.0}
+    tile = case.tile
 
-    def chosen(rows: int, cols: int, vectors: int, *rest: Any) -> Shape:
-        if tile is None:
-            return choose_tile(rows, cols, vectors, *rest)
+    def choose_shape(rows: int, cols: int, vectors: int, *_: Any) -> Shape:
+        assert tile is not None
         return Shape(min(tile[0], rows), min(tile[1], cols), min(tile[2], vectors), 0.0)
 
-    with patch.object(lowering, "choose_tile", chosen), patch.object(lowering, "_SCRATCH_BYTES", scratch or budget):
+    def choose_planes(b: Any, layer: IntegerLayer) -> integer_planes.Tile:
+        assert tile is not None
+        pixels = layer.window.out[1] * layer.window.out[2]
+        return integer_planes.Tile(min(tile[2], layer.own_out), max(1, min(tile[1], pixels // b.v)), 0.0)
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(integer_channels, "_SCRATCH_BYTES", scratch))
+        if case.family is not None:
+            for family, cycles in estimates.items():
+                stack.enter_context(patch.object(family, "estimate", lambda *_, cycles=cycles: cycles))
+        if tile is not None:
+            stack.enter_context(patch.object(integer_channels, "choose_tile", choose_shape))
+            stack.enter_context(patch.object(integer_planes, "_tile", choose_planes))
         yield
 
 
@@ -215,6 +230,7 @@ def random_case(seed: int, target: Target) -> Case:
         threads=int(rng.integers(1, 4)),
         at_end=bool(rng.random() < 0.5),
         scratch=int(rng.choice([256, 4096])) if rng.random() < 0.4 else None,
+        family=[None, "channels", "planes"][int(rng.integers(3))],
         tile=tile if rng.random() < 0.3 else None,
         seed=seed,
     )  # fmt: skip
@@ -254,21 +270,26 @@ SPECS: dict[str, Any] = {
 }
 
 
+FAMILIES = pytest.mark.parametrize("family", ["channels", "planes"])
+
+
 @on_each_target
+@FAMILIES
 @pytest.mark.parametrize("name", SPECS)
-def test_corners(target: Target, name: str) -> None:
+def test_corners(target: Target, name: str, family: str) -> None:
     spec, size = SPECS[name](target.vector)
-    Case(spec, size, w_zero="extreme", w_type=np.uint8, threads=2).check(target)
-    Case(spec, size, 2, np.int8, dynamic=True, y_type=np.int8, bias=True, at_end=False).check(target)
+    Case(spec, size, w_zero="extreme", w_type=np.uint8, threads=2, family=family).check(target)
+    Case(spec, size, 2, np.int8, dynamic=True, y_type=np.int8, bias=True, at_end=False, family=family).check(target)
 
 
 @on_each_target
-def test_sizes_around_the_vector_and_four_of_it(target: Target) -> None:
+@FAMILIES
+def test_sizes_around_the_vector_and_four_of_it(target: Target, family: str) -> None:
     v = target.vector
     spec = ConvSpec(4, v + 1, (1, 1))
     for pixels in (1, 3, 4, 5, v - 1, v, v + 1, 4 * v - 1, 4 * v, 4 * v + 1):
-        Case(spec, (1, pixels), y_type=np.uint8).check(target)
-        Case(spec, (pixels, 1)).check(target)
+        Case(spec, (1, pixels), y_type=np.uint8, family=family).check(target)
+        Case(spec, (pixels, 1), family=family).check(target)
 
 
 @on_each_target
@@ -378,13 +399,13 @@ def test_models_agree_with_onnxruntime(tmp_path: Any, x_type: Any, w_type: Any, 
 
 
 def test_a_large_output_is_cut_and_a_small_one_is_not() -> None:
-    cut = lowering.cut_rectangles(56, 56, Shape(1, 14, 2, 0.0), 2, 1, 10, 20, 16, 2)
+    cut = integer_channels.cut_rectangles(56, 56, Shape(1, 14, 2, 0.0), 2, 1, 10, 20, 16, 2)
     assert cut.bands > 1
     assert cut.spans == 1
     assert cut.bands * cut.band_rows >= 56
-    small = lowering.cut_rectangles(7, 7, Shape(2, 7, 2, 0.0), 16, 1, 10, 20, 16, 2)
+    small = integer_channels.cut_rectangles(7, 7, Shape(2, 7, 2, 0.0), 16, 1, 10, 20, 16, 2)
     assert (small.bands, small.spans, small.parts) == (1, 1, 2)
-    row = lowering.cut_rectangles(1, 16000, Shape(1, 14, 2, 0.0), 2, 1, 10, 20, 16, 2)
+    row = integer_channels.cut_rectangles(1, 16000, Shape(1, 14, 2, 0.0), 2, 1, 10, 20, 16, 2)
     assert row.spans > 1
 
 

@@ -144,15 +144,13 @@ def _torch_integer(path: str, shapes: Shapes, threads: int) -> Runner:
     packed = torch.ops.onednn.qconv_prepack(w, w_scale, of_input[0], of_input[1], *window, groups, list(shape))
     zeros = torch.zeros(channels, dtype=torch.int64)
     added = bias[0].float() * of_input[0] * w_scale if bias else None
-    tail = (float(y_scale), int(y_zero), y_zero.dtype, "none", [], "")
+    tail: tuple[Any, ...] = (float(y_scale), int(y_zero), y_zero.dtype, "none", [], "")
     output = node.output[0]
 
     def run(inputs: Arrays) -> dict[str, np.ndarray]:
         with torch.inference_mode():
             x = torch.from_numpy(inputs[name])
-            y = torch.ops.onednn.qconv2d_pointwise(
-                x, *of_input, packed, w_scale, zeros, added, *window, groups, *tail
-            )
+            y = torch.ops.onednn.qconv2d_pointwise(x, *of_input, packed, w_scale, zeros, added, *window, groups, *tail)
             return {output: y.contiguous().numpy()}
 
     return run

@@ -29,7 +29,7 @@ from convwright.kernels.words import (
     load_byte,
     load_word,
     requantise,
-    splat_word,
+    zero_of_bytes,
 )  # fmt: skip
 
 ARGUMENTS = Arguments(
@@ -123,8 +123,7 @@ def _sum_tile(
     """The sums ``[pixel][out]`` of one register tile, bias and correction for the input's zero point included."""
     initial = [k.load_ints(a.start, (vector + out) * k.v) for out in range(tile.outs)]
     if tile.form == "bytes":
-        zero = load_byte(k, a.zero, tile.signed)
-        zero = splat_word(k, k.b.add(zero, ir.Constant(I32, 128)) if tile.signed else zero)
+        zero = zero_of_bytes(k, tile.signed, load_byte(k, a.zero, tile.signed))
         of_weights = [k.load_ints(a.w_sums, (vector + out) * k.v) for out in range(tile.outs)]
         initial = [k.b.sub(first, k.b.mul(zero, total)) for first, total in zip(initial, of_weights, strict=True)]
     sums = [[k.variable(first) for first in initial] for _ in range(tile.rows * tile.cols)]

@@ -16,7 +16,7 @@ from convwright.codegen.lang import I32, PTR, Int, Integer, Kernel
 from convwright.codegen.target import Target
 from convwright.kernels.arguments import Arguments, Reader
 from convwright.kernels.spans import fill, transpose
-from convwright.kernels.words import CHANNELS, I8, advance_bytes, load_byte, splat_word
+from convwright.kernels.words import CHANNELS, I8, advance_bytes, join, load_byte, padding_word, splat_word
 
 ARGUMENTS = Arguments(
     "x zero y",
@@ -96,7 +96,7 @@ def _convert_rows(
     zero: ir.Value, exists: ir.Value,
 ) -> None:  # fmt: skip
     """Padded rows ``first <= row < last`` of a plane; one that does not exist is padding."""
-    padding = _padding(k, tile, zero)
+    padding = k.b.bitcast(splat_word(k, padding_word(k, tile.form, tile.signed, zero)), k.vector_type)
     with k.loop(first, last) as padded_row:
         row = padded_row - a.top
         to = k.advance(y, padded_row * a.y_row)
@@ -116,15 +116,6 @@ def _convert_rows(
                 fill(k, padding, to, 0, width)
 
 
-def _padding(k: Kernel, tile: PackWords, zero: ir.Value) -> ir.Value:
-    """Words of padding, as the floats of the same bits."""
-    word = ir.Constant(I32, 0)
-    if tile.form == "bytes":
-        byte = k.b.and_(k.b.xor(zero, ir.Constant(I32, 128 if tile.signed else 0)), ir.Constant(I32, 255))
-        word = k.b.mul(byte, ir.Constant(I32, 0x01010101))
-    return k.b.bitcast(splat_word(k, word), k.vector_type)
-
-
 def _convert(
     k: Kernel, a: Reader, tile: PackWords, x: ir.Value, y: ir.Value, left: Integer, channels: int, zero: ir.Value,
     cols: Int | None,
@@ -135,7 +126,7 @@ def _convert(
     for start in range(0, channels, size):
         rows = range(start, min(start + size, channels))
         bytes_ = [_load_bytes(k, advance_bytes(k, x, a.x_channel * row + left), cols) for row in rows]
-        words.append(_word(k, tile, bytes_, zero))
+        words.append(join(k, tile.form, tile.signed, bytes_, zero))
     if tile.words == 1:
         mask = None if cols is None else k.mask(0, cols)
         k.store(k.b.bitcast(words[0], k.vector_type), y, left, mask)
@@ -165,21 +156,3 @@ def _load_bytes(k: Kernel, x: ir.Value, cols: Int | None) -> ir.Value:
         byte = k.b.load(advance_bytes(k, x, k.minimum(pixel, cols - 1)), typ=I8, align=1)
         vector = k.b.insert_element(vector, byte, ir.Constant(I32, pixel))
     return vector
-
-
-def _word(k: Kernel, tile: PackWords, channels: list[ir.Value], zero: ir.Value) -> ir.Value:
-    """One word of each pixel from the bytes of its channels."""
-    if tile.form == "bytes":
-        flip = ir.Constant(channels[0].type, [-128] * k.v)
-        parts = [k.b.zext(k.b.xor(each, flip) if tile.signed else each, k.int_vector_type) for each in channels]
-    else:
-        widen = k.b.sext if tile.signed else k.b.zext
-        zeros = splat_word(k, zero)
-        parts = [k.b.sub(widen(each, k.int_vector_type), zeros) for each in channels]
-        if len(parts) > 1:
-            parts[0] = k.b.and_(parts[0], k.splat_int(0xFFFF))
-    bits = 32 // CHANNELS[tile.form]
-    word = parts[0]
-    for place, part in enumerate(parts[1:], 1):
-        word = k.b.or_(word, k.b.shl(part, k.splat_int(bits * place)))
-    return word

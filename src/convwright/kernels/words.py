@@ -77,6 +77,36 @@ def advance_bytes(k: Kernel, pointer: ir.Value, offset: Integer) -> ir.Value:
     return k.b.gep(pointer, [k.int_value(offset)], source_etype=I8)
 
 
+def padding_word(k: Kernel, form: str, signed: bool, zero: ir.Value) -> ir.Value:
+    """A word of padding, for an input whose zero point is the 32-bit integer ``zero``."""
+    if form == "halves":
+        return ir.Constant(I32, 0)
+    byte = k.b.and_(k.b.xor(zero, ir.Constant(I32, 128 if signed else 0)), ir.Constant(I32, 255))
+    return k.b.mul(byte, ir.Constant(I32, 0x01010101))
+
+
+def join(k: Kernel, form: str, signed: bool, channels: list[ir.Value], zero: ir.Value) -> ir.Value:
+    """Words from vectors of the bytes of their channels; channels that are missing are zero."""
+    if form == "bytes":
+        flip = ir.Constant(channels[0].type, [-128] * k.v)
+        parts = [k.b.zext(k.b.xor(each, flip) if signed else each, k.int_vector_type) for each in channels]
+    else:
+        widen = k.b.sext if signed else k.b.zext
+        zeros = splat_word(k, zero)
+        parts = [k.b.sub(widen(each, k.int_vector_type), zeros) for each in channels]
+        if len(parts) > 1:
+            parts[0] = k.b.and_(parts[0], k.splat_int(0xFFFF))
+    word = parts[0]
+    for place, part in enumerate(parts[1:], 1):
+        word = k.b.or_(word, k.b.shl(part, k.splat_int(32 // CHANNELS[form] * place)))
+    return word
+
+
+def zero_of_bytes(k: Kernel, signed: bool, zero: ir.Value) -> ir.Value:
+    """The input's zero point as words of the form "bytes" hold it, in every lane."""
+    return splat_word(k, k.b.add(zero, ir.Constant(I32, 128)) if signed else zero)
+
+
 def requantise(
     k: Kernel, total: ir.Value, scale: ir.Value, low: ir.Value, high: ir.Value, offset: ir.Value
 ) -> ir.Value:
