@@ -78,8 +78,8 @@ def target_named(name: str) -> Target:
     Raises ConvwrightError where the name is unknown.
     """
     if name == "avx512":
-        # One scheduling model for every CPU, so that the register tiles are the same code everywhere: under Zen 4's own,
-        # and under Skylake's, LLVM spills a vector in the loops of 14 x 2 tiles; ResNet-50 ran no faster on Zen 4.
+        # One scheduling model for every CPU, so that the register tiles are the same code everywhere: under Zen 4's own
+        # and under Skylake's LLVM spills a vector in the loops of 14 x 2 tiles; ResNet-50 ran no faster on Zen 4.
         # Host features, so that the kernels may use what the CPU has beyond AVX-512 and nothing that it lacks; where it
         # lacks AVX-512 the code can be inspected but not run.
         cpu, features = "skylake-avx512", ""

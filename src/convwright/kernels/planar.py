@@ -16,8 +16,10 @@ A transposed convolution is one such sum for each phase of its stride, over the 
 1603.07285, 4.3, without the inserted zeros); the phases are woven together as rows leave the cache.
 
 In a "flat" tile the strip's rows are one row, with a few meaningless positions between them, so that narrow images
-fill vectors.
-Weights are packed ``[phase][group][tile of outs][channel][tap][outs]``.
+fill vectors. A "tall" tile of several rows takes all taps of a column at once: an input vector is loaded once for all
+the rows and taps that meet there, which is what depthwise convolutions, bound by loads, live on.
+Weights are packed ``[phase][group][tile of outs][channel][tap][outs]``; of a tall tile the taps are those of a column,
+columns one after another.
 """
 
 from __future__ import annotations
@@ -27,23 +29,24 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from convwright.codegen.lang import Int, Integer, Kernel
+from convwright.codegen.lang import I64, Int, Integer, Kernel, Variable
 from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
-from convwright.kernels.spans import along, fill
 
-MOST_STEPS = 4  # strides up to this are pulled apart, and woven together, by shuffles
+MOST_STEPS = 8  # strides up to this are pulled apart, and woven together, by shuffles
 
 ARGUMENTS = Arguments(
-    # taps: offset in scratch; phases: (taps, first row of `taps`, first weight); slices: a row an output slice, its
-    # phase and the sources of its taps; rows, cols: source of each padded row and column. A source of -1 is a zero.
+    # taps: offset in scratch; phases: (taps, first row of `taps`, first weight); slices, rows, cols: the source of each
+    # padded slice, row and column, -1 for a zero.
     "x w bias y scratch taps phases slices rows cols",
-    # work: item -> (image, group, part of the output tiles, output slice, strip of rows)
-    "groups parts out_slices strips strip_rows grid_rows grid_cols out_rows out_cols "
+    # work: item -> (image, chunk of groups, part of the output tiles, strip of slices, strip of rows)
+    "groups chunk_groups chunks parts slice_strips strip_slices strips strip_rows "
+    "grid_slices grid_rows grid_cols out_slices out_rows out_cols "
     "x_image x_channel x_slice x_row y_image y_channel y_slice "
-    "channels out_channels slots stage_rows row_step pitch plane slice channel col_step body_start body_stop "
-    "k_tiles part_tiles phase_rows phase_cols row_shift col_shift out_at out_plane scratch_thread",
+    "channels out_channels stage_slices slice_step stage_rows row_step pitch plane slice channel "
+    "col_step col_low body_start body_stop k_tiles part_tiles "
+    "phase_slices phase_rows phase_cols out_at out_plane scratch_thread",
 )
 PHASE_COLUMNS = 3
 
@@ -54,6 +57,9 @@ class PlanarTile:
 
     outs: output channels of the register tile; rows, cols: its vectors, ``cols`` in each of ``rows`` rows.
     flat: the strip is one long row.
+    column: of a tall tile, the (plane of the row's phase, row) of each tap of a column, or of a run of them.
+    partial: ``cols`` vectors cover the row, the last not wholly.
+    zeros: padding holds zeros; else a table gives each padded column its source.
     in_step: the horizontal stride that is pulled apart; out_step: the one that is woven together; 0: above
     ``MOST_STEPS``, by scalars.
     single: the kernel has one tap.
@@ -65,6 +71,9 @@ class PlanarTile:
     rows: int
     cols: int
     flat: bool
+    column: tuple[tuple[int, int], ...] = ()
+    partial: bool = False
+    zeros: bool = True
     in_step: int = 1
     out_step: int = 1
     single: bool = False
@@ -82,7 +91,8 @@ class PlanarTile:
         return f"planar-{self!r}"
 
     def name(self, target: Target) -> str:
-        return f"{self.element}-planar-{self.outs}x{self.rows * self.cols}{'-flat' * self.flat}-{target.name}"
+        shape = "flat" if self.flat else "tall" if self.column else "rows"
+        return f"{self.element}-planar-{self.outs}x{self.rows}x{self.cols}-{shape}-{target.name}"
 
 
 def emit(tile: PlanarTile, target: Target) -> ir.Module:
@@ -93,55 +103,104 @@ def emit(tile: PlanarTile, target: Target) -> ir.Module:
     results = k.advance(scratch, a.out_at)
     with k.loop(k.begin, k.end) as item:
         strip, rest = item % a.strips, item // a.strips
-        out_slice, rest = rest % a.out_slices, rest // a.out_slices
+        slice_strip, rest = rest % a.slice_strips, rest // a.slice_strips
         part, rest = rest % a.parts, rest // a.parts
-        group, image = rest % a.groups, rest // a.groups
+        image, first_group = rest // a.chunks, rest % a.chunks * a.chunk_groups
         top = k.smaller(strip * a.strip_rows, a.grid_rows - a.strip_rows)
-        slices = k.b.gep(a.slices, [(out_slice * (a.slots + 1)).value], source_etype=ir.IntType(64))
-        x = k.advance(a.x, image * a.x_image + group * a.channels * a.x_channel)
-        _stage(k, a, tile, x, scratch, slices, top)
-        y = k.advance(a.y, image * a.y_image + group * a.out_channels * a.y_channel + out_slice * a.y_slice)
-        start = part * a.part_tiles
-        with k.loop(start, k.minimum(start + a.part_tiles, a.k_tiles)) as k_tile:
-            out = k.smaller(k_tile * tile.outs, a.out_channels - tile.outs)
-            bias = k.advance(a.bias, group * a.out_channels + out)
-            y_out = k.advance(y, out * a.y_channel)
-            first = k.load_int(slices, 0) * a.phase_rows * a.phase_cols
-            with k.loop(0, a.phase_rows * a.phase_cols) as phase:
-                row = (first + phase) * PHASE_COLUMNS
-                taps, at, w_at = (k.load_int(a.phases, row + column) for column in range(PHASE_COLUMNS))
-                w = k.advance(a.w, w_at + (group * a.k_tiles + k_tile) * a.channels * taps * tile.outs)
-                offsets = k.b.gep(a.taps, [at.value], source_etype=ir.IntType(64))
-                to = k.advance(results, phase * a.out_plane * tile.outs)
-                _sum_strip(k, a, tile, scratch, w, offsets, taps, bias, to, y_out, top)
-            if tile.staged_output:
-                _leave(k, a, tile, results, y_out, top)
+        front = k.smaller(slice_strip * a.strip_slices, a.grid_slices - a.strip_slices)
+        with k.loop(first_group, k.minimum(first_group + a.chunk_groups, a.groups)) as group:
+            _stage(
+                k, a, tile, k.advance(a.x, image * a.x_image + group * a.channels * a.x_channel), scratch, front, top
+            )
+            y = k.advance(a.y, image * a.y_image + group * a.out_channels * a.y_channel)
+            start = part * a.part_tiles
+            with k.loop(start, k.minimum(start + a.part_tiles, a.k_tiles)) as k_tile:
+                w = (group * a.k_tiles + k_tile) * a.channels * (tile.outs * (len(tile.column) or 1))
+                out = k.smaller(k_tile * tile.outs, a.out_channels - tile.outs)
+                bias = k.advance(a.bias, group * a.out_channels + out)
+                y_tile = k.advance(y, out * a.y_channel)
+                with k.loop(0, a.strip_slices) as place, k.loop(0, a.phase_slices) as phase:
+                    out_slice = (front + place) * a.phase_slices + phase
+                    with k.when(out_slice < a.out_slices):
+                        inputs = k.advance(scratch, place * a.slice_step * a.slice)
+                        y_slice = k.advance(y_tile, out_slice * a.y_slice)
+                        _sum_slice(k, a, tile, inputs, w, bias, phase, results, y_slice, top)
     return k.finish()
+
+
+def _sum_slice(
+    k: Kernel, a: Reader, tile: PlanarTile, inputs: ir.Value, w: Int, bias: ir.Value, slice_phase: Int,
+    results: ir.Value, y: ir.Value, top: Int,
+) -> None:  # fmt: skip
+    """The strip's rows of one output slice, for one tile of output channels."""
+    first = slice_phase * a.phase_rows * a.phase_cols
+    with k.loop(0, a.phase_rows * a.phase_cols) as phase:
+        row = (first + phase) * PHASE_COLUMNS
+        taps, at, w_at = (k.load_int(a.phases, row + column) for column in range(PHASE_COLUMNS))
+        offsets = k.b.gep(a.taps, [at.value], source_etype=I64)
+        to = k.advance(results, phase * a.out_plane * tile.outs)
+        _sum_strip(k, a, tile, Sum(inputs, k.advance(a.w, w_at + w * taps), offsets, taps, bias), to, y, top)
+    if tile.staged_output:
+        _leave(k, a, tile, results, y, top)
 
 
 # -- rows into scratch -------------------------------------------------------------------------------------------------
 
 
-def _stage(k: Kernel, a: Reader, tile: PlanarTile, x: ir.Value, scratch: ir.Value, slices: ir.Value, top: Int) -> None:
-    """The strip's channels, slices and rows, padded, the phases of the stride apart."""
+def _stage(k: Kernel, a: Reader, tile: PlanarTile, x: ir.Value, scratch: ir.Value, front: Int, top: Int) -> None:
+    """The strip's channels, slices and rows, padded, the phases of the stride apart.
+
+    Rows are written in whole vectors, in ascending order within a plane: what one row's last vector spills into the
+    next is overwritten by that.
+    """
     zero = k.splat(0.0)
-    first = top * a.row_step
-    with k.loop(0, a.channels) as channel, k.loop(0, a.slots) as slot:
-        source = k.load_int(slices, slot + 1)
+    first, first_slice = top * a.row_step, front * a.slice_step
+    with k.loop(0, a.channels) as channel, k.loop(0, a.stage_slices) as slot:
+        source = k.load_int(a.slices, first_slice + slot)
         x_slice = k.advance(x, channel * a.x_channel + source * a.x_slice)
         to = k.advance(scratch, channel * a.channel + slot * a.slice)
-        with k.loop(0, a.stage_rows) as row:
-            from_row = k.load_int(a.rows, first + row)
-            at = k.advance(to, row % a.row_step * a.col_step * a.plane + row // a.row_step * a.pitch)
-            absent = k.b.or_(source < 0, from_row < 0)
-            with k.either(absent) as (empty, present):
-                with empty, k.loop(0, a.col_step) as phase:
-                    fill(k, zero, k.advance(at, phase * a.plane), 0, a.pitch)
-                with present:
-                    _stage_row(k, a, tile, k.advance(x_slice, from_row * a.x_row), at)
+        with k.loop(0, a.row_step) as row_phase:
+            here = k.variable(k.advance(to, row_phase * a.col_step * a.plane))
+            with k.loop(row_phase, a.stage_rows, a.row_step) as row:
+                from_row = k.load_int(a.rows, first + row)
+                at = here.get()
+                with k.either(k.b.or_(source < 0, from_row < 0)) as (absent, present):
+                    with absent, k.loop(0, a.col_step) as phase, k.loop(0, a.pitch, k.v) as place:
+                        k.store(zero, at, phase * a.plane + place)
+                    with present:
+                        x_row = k.advance(x_slice, from_row * a.x_row)
+                        if tile.zeros and tile.in_step:
+                            _stage_row(k, a, tile.in_step, x_row, at)
+                        else:
+                            _stage_row_by_table(k, a, tile, x_row, at)
+                here.set(k.advance(at, a.pitch))
 
 
-def _stage_row(k: Kernel, a: Reader, tile: PlanarTile, x: ir.Value, to: ir.Value) -> None:
+def _stage_row(k: Kernel, a: Reader, step: int, x: ir.Value, to: ir.Value) -> None:
+    """A row between zeros: vectors wholly inside it from ``body_start`` to ``body_stop``, masked ones around."""
+
+    def piece(place: Int, masked: bool) -> None:
+        vectors = []
+        for number in range(step):
+            source = place * step + number * k.v - a.col_low
+            within = k.mask(0 - source, a.x_row - source) if masked else None
+            vectors.append(k.load(x, source, within))
+        for phase, vector in enumerate(pull_apart(k, vectors)):
+            k.store(vector, to, a.plane * phase + place)
+
+    for start, stop, masked in (
+        (0, a.body_start, True),
+        (a.body_start, a.body_stop, False),
+        (a.body_stop, a.pitch, True),
+    ):
+        with k.loop(start, stop, k.v) as place:
+            piece(place, masked)
+
+
+def _stage_row_by_table(k: Kernel, a: Reader, tile: PlanarTile, x: ir.Value, to: ir.Value) -> None:
+    """A row whose padding comes from anywhere: its body in vectors, the rest element by element."""
+    step = tile.in_step
+
     def singly(start: Integer, stop: Integer) -> None:
         with k.loop(start, stop) as place, k.loop(0, a.col_step) as phase:
             source = k.load_int(a.cols, place * a.col_step + phase)
@@ -149,23 +208,14 @@ def _stage_row(k: Kernel, a: Reader, tile: PlanarTile, x: ir.Value, to: ir.Value
             zero = ir.Constant(k.scalar_type, 0.0)
             k.store_scalar(k.select(source < 0, zero, value), to, phase * a.plane + place)
 
-    if not tile.in_step:
+    if not step:
         singly(0, a.pitch)
         return
-    step = tile.in_step
     singly(0, a.body_start)
-    body = k.advance(x, k.maximum(k.load_int(a.cols, a.body_start * step), 0))
-
-    def piece(offset: Int, mask: ir.Value | None) -> None:
-        left = a.body_stop - a.body_start - offset
-        vectors = []
-        for number in range(step):
-            within = None if mask is None else k.mask(0, left * step - number * k.v)
-            vectors.append(k.load(body, offset * step + number * k.v, within))
+    with k.loop(a.body_start, a.body_stop, k.v) as place:
+        vectors = [k.load(x, place * step + number * k.v - a.col_low) for number in range(step)]
         for phase, vector in enumerate(pull_apart(k, vectors)):
-            k.store(vector, to, a.plane * phase + a.body_start + offset, mask)
-
-    along(k, 0, a.body_stop - a.body_start, piece)
+            k.store(vector, to, a.plane * phase + place)
     singly(a.body_stop, a.pitch)
 
 
@@ -203,61 +253,58 @@ def weave(k: Kernel, vectors: Sequence[ir.Value]) -> list[ir.Value]:
 # -- sums --------------------------------------------------------------------------------------------------------------
 
 
-def _sum_strip(
-    k: Kernel, a: Reader, tile: PlanarTile, scratch: ir.Value, w: ir.Value, offsets: ir.Value, taps: Int,
-    bias: ir.Value, to: ir.Value, y: ir.Value, top: Int,
-) -> None:  # fmt: skip
-    """One phase of the strip for ``outs`` output channels."""
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """What is summed: inputs, weights, offsets of ``taps`` taps (of a tall tile: columns of taps), and the bias."""
+
+    scratch: ir.Value
+    w: ir.Value
+    offsets: ir.Value
+    taps: Int
+    bias: ir.Value
+
+
+def _sum_strip(k: Kernel, a: Reader, tile: PlanarTile, what: Sum, to: ir.Value, y: ir.Value, top: Int) -> None:
+    """One phase of the strip for ``outs`` output channels, into scratch at ``to`` or into the output at ``y``."""
     wide = tile.cols * k.v
     if tile.flat:
-        length = (a.strip_rows - 1) * a.pitch + a.grid_cols
-        with k.loop(0, length, wide) as left:
-            sums = _sum_tile(k, a, tile, k.advance(scratch, left), w, offsets, taps, bias)
-            for out, vectors in enumerate(sums):
+        with k.loop(0, (a.strip_rows - 1) * a.pitch + a.grid_cols, wide) as left:
+            for out, vectors in enumerate(_sum_tile(k, a, tile, what, left)):
                 for number, vector in enumerate(vectors):
                     k.store(vector, to, a.out_plane * out + left + number * k.v)
         return
+    rest = k.mask(0, a.grid_cols - (tile.cols - 1) * k.v) if tile.partial and not tile.staged_output else None
     with k.loop(0, a.strip_rows, tile.rows) as wanted_row, k.loop(0, a.grid_cols, wide) as wanted_col:
-        row, col = k.smaller(wanted_row, a.strip_rows - tile.rows), k.smaller(wanted_col, a.grid_cols - wide)
-        sums = _sum_tile(k, a, tile, k.advance(scratch, row * a.pitch + col), w, offsets, taps, bias)
-        for out, vectors in enumerate(sums):
+        row = k.smaller(wanted_row, a.strip_rows - tile.rows)
+        col = wanted_col if tile.partial else k.smaller(wanted_col, a.grid_cols - wide)
+        for out, vectors in enumerate(_sum_tile(k, a, tile, what, row * a.pitch + col)):
             for number, vector in enumerate(vectors):
-                down, right = number // tile.cols, number % tile.cols * k.v
+                down, right = divmod(number, tile.cols)
                 if tile.staged_output:
-                    k.store(vector, to, a.out_plane * out + (row + down) * a.pitch + col + right)
+                    k.store(vector, to, a.out_plane * out + (row + down) * a.pitch + col + right * k.v)
                 else:
-                    k.store(vector, y, a.y_channel * out + (top + row + down) * a.out_cols + col + right)
+                    place = a.y_channel * out + (top + row + down) * a.out_cols + col + right * k.v
+                    k.store(vector, y, place, rest if right == tile.cols - 1 else None)
 
 
-def _sum_tile(
-    k: Kernel, a: Reader, tile: PlanarTile, corner: ir.Value, w: ir.Value, offsets: ir.Value, taps: Int, bias: ir.Value
-) -> list[list[ir.Value]]:
+def _sum_tile(k: Kernel, a: Reader, tile: PlanarTile, what: Sum, corner: Int) -> list[list[ir.Value]]:
     """The sums ``[out][vector]``, epilogue applied."""
     count = tile.rows * tile.cols
     sums = []
     for out in range(tile.outs):
-        initial = k.broadcast(k.load_scalar(bias, out))
+        initial = k.broadcast(k.load_scalar(what.bias, out))
         sums.append([k.variable(initial) for _ in range(count)])
-    weights = k.variable(w)
-
-    def step(x: ir.Value) -> None:
-        now = weights.get()
-        factors = [k.broadcast(k.load_scalar(now, out)) for out in range(tile.outs)]
-        for number in range(count):
-            row, col = divmod(number, tile.cols)
-            vector = k.load(k.advance(x, a.pitch * row) if row else x, col * k.v)
-            for factor, accumulators in zip(factors, sums, strict=True):
-                accumulators[number].set(k.fma(vector, factor, accumulators[number].get()))
-        weights.set(k.advance(now, tile.outs))
-
-    here = k.variable(k.advance(corner, k.load_int(offsets, 0)) if tile.single else corner)
+    weights = k.variable(what.w)
+    start = k.advance(what.scratch, corner)
+    here = k.variable(k.advance(start, k.load_int(what.offsets, 0)) if tile.single else start)
+    step = _step_of_column if tile.column else _step
     with k.loop(0, a.channels):
         x = here.get()
         if tile.single:
-            step(x)
+            step(k, a, tile, x, weights, sums)
         else:
-            with k.loop(0, taps) as tap:
-                step(k.advance(x, k.load_int(offsets, tap)))
+            with k.loop(0, what.taps) as tap:
+                step(k, a, tile, k.advance(x, k.load_int(what.offsets, tap)), weights, sums)
         here.set(k.advance(x, a.channel))
     results = []
     for accumulators in sums:
@@ -268,32 +315,65 @@ def _sum_tile(
     return results
 
 
+def _step(k: Kernel, a: Reader, tile: PlanarTile, x: ir.Value, weights: Variable, sums: list[list[Variable]]) -> None:
+    """Add one tap of one channel."""
+    now = weights.get()
+    factors = [k.broadcast(k.load_scalar(now, out)) for out in range(tile.outs)]
+    for number in range(tile.rows * tile.cols):
+        row, col = divmod(number, tile.cols)
+        vector = k.load(k.advance(x, a.pitch * row) if row else x, col * k.v)
+        for factor, accumulators in zip(factors, sums, strict=True):
+            accumulators[number].set(k.fma(vector, factor, accumulators[number].get()))
+    weights.set(k.advance(now, tile.outs))
+
+
+def _step_of_column(
+    k: Kernel, a: Reader, tile: PlanarTile, x: ir.Value, weights: Variable, sums: list[list[Variable]]
+) -> None:
+    """Add the taps of one column of one channel: an input row is loaded once for all the (output row, tap) it meets."""
+    meets: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for tap, (plane, row) in enumerate(tile.column):
+        for out_row in range(tile.rows):
+            meets.setdefault((plane, row + out_row), []).append((out_row, tap))
+    now = weights.get()
+    factors = [[k.broadcast(k.load_scalar(now, tap * tile.outs + out)) for out in range(tile.outs)]
+               for tap in range(len(tile.column))]  # fmt: skip
+    for plane, row in sorted(meets):
+        x_row = k.advance(x, a.pitch * row + a.plane * a.col_step * plane)
+        for col in range(tile.cols):
+            vector = k.load(x_row, col * k.v)
+            for out_row, tap in meets[plane, row]:
+                for factor, accumulators in zip(factors[tap], sums, strict=True):
+                    accumulator = accumulators[out_row * tile.cols + col]
+                    accumulator.set(k.fma(vector, factor, accumulator.get()))
+    weights.set(k.advance(now, tile.outs * len(tile.column)))
+
+
 # -- rows out of scratch -----------------------------------------------------------------------------------------------
 
 
 def _leave(k: Kernel, a: Reader, tile: PlanarTile, results: ir.Value, y: ir.Value, top: Int) -> None:
     """The strip's outputs from scratch ``[phase][out][row][pitch]`` to their rows, columns of phases woven together."""
     with k.loop(0, tile.outs) as out, k.loop(0, a.strip_rows) as row, k.loop(0, a.phase_rows) as phase:
-        down = (top + row) * a.phase_rows + phase - a.row_shift
-        with k.when(k.b.and_(down >= 0, down < a.out_rows)):
+        down = (top + row) * a.phase_rows + phase
+        with k.when(down < a.out_rows):
             first = phase * a.phase_cols
             source = k.advance(results, (first * tile.outs + out) * a.out_plane + row * a.pitch)
             _leave_row(k, a, tile, source, k.advance(y, out * a.y_channel + down * a.out_cols))
 
 
 def _leave_row(k: Kernel, a: Reader, tile: PlanarTile, source: ir.Value, y: ir.Value) -> None:
-    """``y[j * step + i]`` is element ``j + (i + shift) // step`` of phase ``(i + shift) % step``."""
+    """Element ``j`` of phase ``i`` is ``y[j * phases + i]``."""
     step = tile.out_step
     apart = a.out_plane * tile.outs  # from a phase to the next
-
-    def phase_of(column: Int) -> ir.Value:
-        return k.advance(source, column % a.phase_cols * apart + column // a.phase_cols)
-
     if not step:
-        with k.loop(0, a.out_cols) as column:
-            k.store_scalar(k.load_scalar(phase_of(column + a.col_shift)), y, column)
+        with k.loop(0, a.phase_cols) as phase:
+            here = k.variable(k.advance(source, phase * apart))
+            with k.loop(phase, a.out_cols, a.phase_cols) as column:
+                k.store_scalar(k.load_scalar(here.get()), y, column)
+                here.set(k.advance(here.get(), 1))
         return
-    phases = [source] if step == 1 else [phase_of(a.col_shift + number) for number in range(step)]
+    phases = [k.advance(source, apart * number) for number in range(step)]
 
     def piece(offset: Int, mask: ir.Value | None) -> None:
         left = a.out_cols - offset * step

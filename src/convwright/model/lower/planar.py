@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +22,10 @@ from convwright.model.values import Buffer, Ref
 from convwright.spec import ConvSpec
 from convwright.spec.checks import Pads
 
-_SCRATCH_BYTES = 256 * 1024  # a strip of the input: with its results a part of the second-level cache
-_OUTS = (1, 2, 3, 4, 5, 6, 8)
+_SCRATCH_BYTES = 384 * 1024  # a strip of the input: with its results a part of the second-level cache
+_OUTS = (1, 2, 3, 4, 6, 8)
+_TALLEST = 8  # taps of a column that a tall tile holds in registers
+_ITEM_CYCLES = 20_000.0  # of work items, where there are enough groups: the item's own cost does not count then
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +35,30 @@ class Axis:
     - `grid`: outputs of one phase. `step`: the distance, in padded inputs, from one to the next.
     - `sources`: for each padded input the element that it holds, -1 for a zero.
     - `phases`: for each phase of a transposed convolution (else one), its taps as (tap, padded input of output 0).
-    - `shift`: output `o` is element `(o + shift) // phases` of phase `(o + shift) % phases`.
+    - `low`: padded inputs before the first element.
+
+    Output `o` is element `o // len(phases)` of phase `o % len(phases)`.
     """
 
     grid: int
     step: int
     sources: np.ndarray = field(repr=False, compare=False)
     phases: tuple[tuple[tuple[int, int], ...], ...]
-    shift: int
+    low: int
 
     @property
     def reach(self) -> int:
         """Padded inputs from an output's first to its last."""
         return max((at for taps in self.phases for _, at in taps), default=0)
+
+    def filled(self, run: int) -> Axis:
+        """With taps that have no weight (-1) after the last, so that runs of ``run`` taps come out even."""
+        (taps,) = self.phases
+        missing = -len(taps) % run
+        gap = taps[1][1] - taps[0][1] if len(taps) > 1 else 1
+        more = tuple((-1, taps[-1][1] + gap * (number + 1)) for number in range(missing))
+        sources = np.append(self.sources, np.full(missing * gap, -1, np.int64))
+        return replace(self, sources=sources, phases=((*taps, *more),))
 
 
 def axis_of(spec: ConvSpec, pads: Pads, axis: int, size: int, out: int) -> Axis:
@@ -56,16 +71,18 @@ def axis_of(spec: ConvSpec, pads: Pads, axis: int, size: int, out: int) -> Axis:
         modes = {"zeros": ("constant", {"constant_values": -1}), "reflect": ("reflect", {}), "replicate": ("edge", {})}
         mode, options = modes.get(spec.padding_mode, ("wrap", {}))
         sources = np.pad(np.arange(size), (low, high), mode=mode, **options)  # type: ignore[call-overload]
-        return Axis(out, stride, sources[: (out - 1) * stride + taps[-1][1] + 1], (taps,), 0)
-    first, last = low // stride, (out - 1 + low) // stride  # positions of the undivided grid where outputs lie
-    steps = [[(weight_of[t], t * dilation // stride) for t in kernel if t * dilation % stride == phase]
-             for phase in range(stride)]  # fmt: skip
-    most = max(back for taps in steps for _, back in taps)
-    phases = tuple(tuple((tap, most - back) for tap, back in taps) for taps in steps)
-    grid = last - first + 1
-    sources = np.arange(grid + most) - most + first
+        return Axis(out, stride, sources[: (out - 1) * stride + taps[-1][1] + 1], (taps,), low)
+    # Output q * stride + phase is the sum over the taps for which (phase + low - tap * dilation) / stride is whole, of
+    # the input that many elements after q.
+    ahead = [[(weight_of[tap], (phase + low - tap * dilation) // stride) for tap in kernel
+              if (phase + low - tap * dilation) % stride == 0] for phase in range(stride)]  # fmt: skip
+    first = min(place for taps in ahead for _, place in taps)
+    phases = tuple(tuple((tap, place - first) for tap, place in taps) for taps in ahead)
+    grid = -(-out // stride)
+    reach = max(place for taps in phases for _, place in taps)
+    sources = np.arange(grid + reach) + first
     sources[(sources < 0) | (sources >= size)] = -1
-    return Axis(grid, 1, sources, phases, low % stride)
+    return Axis(grid, 1, sources, phases, -first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +94,12 @@ class Form:
     channels: int
     out_channels: int
     tile: planar.PlanarTile
-    strip_rows: int
-    parts: int
-    cycles: float
+    v: int
+    strip_slices: int = 1
+    strip_rows: int = 1
+    parts: int = 1
+    chunk_groups: int = 1
+    cycles: float = 0.0
 
     @property
     def pitch(self) -> int:
@@ -95,11 +115,13 @@ class Form:
 
     @property
     def plane(self) -> int:
-        return self.phase_rows * self.pitch
+        return self.phase_rows * self.pitch + self.v  # a row's last vector may spill
 
     @property
-    def slots(self) -> int:
-        return max(len(taps) for taps in self.axes[0].phases)
+    def stage_slices(self) -> int:
+        """Slices of a strip in scratch."""
+        deep = self.axes[0]
+        return (self.strip_slices - 1) * deep.step + deep.reach + 1
 
     @property
     def slice(self) -> int:
@@ -107,27 +129,39 @@ class Form:
 
     @property
     def channel(self) -> int:
-        return self.slots * self.slice
+        return self.stage_slices * self.slice
 
-    def out_plane(self, v: int) -> int:
+    @property
+    def out_plane(self) -> int:
         """Elements of one phase of one channel's results in scratch."""
-        slack = (self.tile.cols + 1) * v  # a flat strip's last tile, and reading a row's end, go beyond
+        slack = (self.tile.cols + 1) * self.v  # a flat strip's last tile, and reading a row's end, go beyond
         return self.strip_rows * self.pitch + slack if self.tile.staged_output else 0
 
-    def out_at(self, v: int) -> int:
+    @property
+    def out_at(self) -> int:
         """Where results begin; before them a flat tile reads beyond the strip."""
-        return self.channels * self.channel + (self.tile.cols + 1) * v
+        return self.channels * self.channel + (self.tile.cols + 1) * self.v
 
-    def scratch(self, v: int) -> int:
+    @property
+    def scratch(self) -> int:
         """Elements of scratch of one thread, in whole cache lines."""
         phases = len(self.axes[1].phases) * len(self.axes[2].phases)
-        total = self.out_at(v) + phases * self.tile.outs * self.out_plane(v) + v
+        total = self.out_at + phases * self.tile.outs * self.out_plane + self.v
         return -(-total // 16) * 16
+
+
+def joined(p: Problem) -> Problem:
+    """The same problem over one axis where no tap lies beside another, so that all positions are one row."""
+    spec = p.spec
+    if spec.rank == 1 or math.prod((*spec.kernel, *spec.stride)) > 1 or any(map(any, spec.pads(p.size))):
+        return p
+    one = ConvSpec(spec.in_channels, spec.out_channels, (1,), groups=spec.groups, bias=spec.bias)
+    return replace(p, spec=one, size=(math.prod(p.size),))
 
 
 @lru_cache(maxsize=1024)
 def form_of(p: Problem) -> Form:
-    """The tile and strip of least estimated time."""
+    """The tile and strip of least estimated time; of a problem that is ``joined``."""
     spec = p.spec
     pads, out_size = spec.pads(p.size), p.out_size
     own = [axis_of(spec, pads, axis, p.size[axis], out_size[axis]) for axis in range(spec.rank)]
@@ -135,63 +169,88 @@ def form_of(p: Problem) -> Form:
     deep, high, wide = (*[single] * (3 - spec.rank), *own)
     channels, out_channels = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     v = lanes(p.target, p.element)
-    axes = (deep, high, wide)
-    in_step = wide.step if wide.step <= planar.MOST_STEPS else 0
-    out_step = len(wide.phases) if len(wide.phases) <= planar.MOST_STEPS else 0
-    # Phases of a transposed convolution may have no tap at all.
-    one_tap = all(len(taps) == 1 for axis in axes for taps in axis.phases)
+    common: dict[str, Any] = {
+        "in_step": wide.step if wide.step <= planar.MOST_STEPS else 0,
+        "out_step": len(wide.phases) if len(wide.phases) <= planar.MOST_STEPS else 0,
+        "zeros": spec.padding_mode == "zeros",
+        "transposed": spec.transposed,
+        "element": p.element,
+    }
+    single_tap = math.prod(spec.kernel) == 1 and not spec.transposed  # of whose phases most have none
     best: Form | None = None
-    for outs, rows, cols, flat in _tiles(p.target, v, out_channels, high.grid, wide.grid):
-        tile = planar.PlanarTile(outs, rows, cols, flat, in_step, out_step, one_tap, spec.transposed, p.element)
-        draft = Form(axes, spec.groups, channels, out_channels, tile, 1, 1, 0.0)
-        strip = _strip_rows(p, draft)
-        if not flat and strip < rows:
-            continue
-        for parts in _parts(p, draft, strip):
-            found = _estimate(p, Form(axes, spec.groups, channels, out_channels, tile, strip, parts, 0.0), v)
-            if best is None or found.cycles < best.cycles:
-                best = found
+    for run in _runs(spec, high):
+        rows_axis = high.filled(run) if run else high
+        column = tuple((at % high.step, at // high.step) for _, at in rows_axis.phases[0][:run]) if run else ()
+        for outs, rows, cols, flat in _tiles(p.target, v, out_channels, high.grid, wide.grid, run):
+            partial = not flat and cols * v > wide.grid
+            tile = planar.PlanarTile(
+                outs, rows, cols, flat, column=column, partial=partial, single=single_tap and not run, **common
+            )
+            form = Form((deep, rows_axis, wide), spec.groups, channels, out_channels, tile, v)
+            for cut in _strips(p, form):
+                if cut.strip_rows < rows:
+                    continue
+                found = _estimate(p, cut)
+                if best is None or found.cycles < best.cycles:
+                    best = found
     assert best is not None
     return best
 
 
-def _tiles(target: Target, v: int, out_channels: int, high: int, wide: int) -> list[tuple[int, int, int, bool]]:
+def _runs(spec: ConvSpec, high: Axis) -> list[int]:
+    """Taps of a column that a tall tile may take at once; 0: no tall tile."""
+    taps = len(high.phases[0])
+    if spec.transposed or taps == 1 or spec.out_channels // spec.groups > 2:
+        return [0]
+    if taps <= _TALLEST:
+        return [0, taps]
+    whole = [run for run in range(4, _TALLEST + 1) if run * spec.dilation[-2] % high.step == 0]
+    return [0, *sorted(whole, key=lambda run: (-taps % run, -run))[:2]]
+
+
+def _tiles(
+    target: Target, v: int, out_channels: int, high: int, wide: int, run: int
+) -> list[tuple[int, int, int, bool]]:
     """(outs, rows, cols, flat) of the register tiles worth considering."""
     found = []
+    full = -(-wide // v)
     for outs in _OUTS:
         if outs > out_channels:
             break
-        free = target.registers - outs - (2 if target.has_fma else 3)  # factors, an input, a product
-        most = max(1, min(free // outs, 16))
-        found += [(outs, 1, cols, True) for cols in range(1, most + 1)]
-        for rows in range(1, min(high, most, 4) + 1):
-            found += [(outs, rows, cols, False) for cols in range(1, min(most // rows, wide // v) + 1)]
+        free = target.registers - outs * max(1, run) - (2 if target.has_fma else 3)  # factors, an input, a product
+        most = max(1, min(free // outs, 24 if run else 16))
+        if not run:
+            found += [(outs, 1, cols, True) for cols in sorted({1, 2, 3, 4, 6, most // 2 or 1, most}) if cols <= most]
+        for rows in range(1, min(high, most, 8 if run else 4) + 1):
+            cols = min(most // rows, full)
+            found += [(outs, rows, width, False) for width in sorted({cols, -(-full // -(-full // cols))})]
     return found
 
 
-def _strip_rows(p: Problem, form: Form) -> int:
-    """Rows that fit the budget, evened out so that the threads' shares are alike."""
-    high = form.axes[1]
+def _strips(p: Problem, form: Form) -> Iterator[Form]:
+    """With as many rows, then slices, as fit the budget, or a few rows less; the threads' shares alike."""
+    deep, high, wide = form.axes
     width = np.dtype(p.dtype).itemsize
-    row = form.channels * form.slots * form.axes[2].step * form.pitch * high.step * width
-    row += len(form.axes[2].phases) * len(high.phases) * form.tile.outs * form.pitch * width * form.tile.staged_output
-    fits = max(1, _SCRATCH_BYTES // row - high.reach // high.step)
-    others = p.batch * form.groups * (p.out_size[0] if p.spec.rank == 3 else 1)
+    row = form.channels * wide.step * form.pitch * high.step * width
+    result_row = len(wide.phases) * len(high.phases) * form.tile.outs * form.pitch * width * form.tile.staged_output
+    fits = max(1, _SCRATCH_BYTES // (row * (deep.reach + 1) + result_row) - high.reach // high.step)
     strips = -(-high.grid // min(fits, high.grid))
+    others = p.batch * form.groups * deep.grid
     if others < 4 * p.threads:
         strips = min(high.grid, -(-strips // p.threads) * p.threads)
-    return -(-high.grid // strips)
+    step = p.threads if others < 4 * p.threads else 1
+    for count in sorted({min(strips + more * step, high.grid) for more in range(3 if form.tile.flat else 1)}):
+        cut = replace(form, strip_rows=-(-high.grid // count))
+        fits = max(1, (_SCRATCH_BYTES - result_row * cut.strip_rows) // (cut.channels * cut.slice * width))
+        slices = max(1, min(deep.grid, (fits - deep.reach - 1) // deep.step + 1))
+        while slices > 1 and p.batch * form.groups * count * -(-deep.grid // slices) < 4 * p.threads:
+            slices -= 1
+        yield replace(cut, strip_slices=-(-deep.grid // -(-deep.grid // slices)))
 
 
-def _parts(p: Problem, form: Form, strip: int) -> set[int]:
-    """Into how many parts the output channels of a group may be cut."""
-    tiles = -(-form.out_channels // form.tile.outs)
-    return {1, min(p.threads, tiles)}
-
-
-def _estimate(p: Problem, form: Form, v: int) -> Form:
-    """The form with its estimated cycles on each thread."""
-    tile, (deep, high, wide) = form.tile, form.axes
+def _estimate(p: Problem, form: Form) -> Form:
+    """The form with its division of the work and its estimated cycles on each thread, two multiply-adds a cycle."""
+    tile, v, (deep, high, wide) = form.tile, form.v, form.axes
     vectors = tile.rows * tile.cols
     k_tiles = -(-form.out_channels // tile.outs)
     if tile.flat:
@@ -199,22 +258,32 @@ def _estimate(p: Problem, form: Form, v: int) -> Form:
     else:
         pieces = -(-form.strip_rows // tile.rows) * -(-wide.grid // (tile.cols * v))
     phases = len(high.phases) * len(wide.phases)
-    taps = math.prod(p.spec.kernel) / (phases * len(deep.phases))
-    multiply_adds, loads = vectors * tile.outs, vectors * 1.5 + tile.outs * 0.5
-    step = max(multiply_adds, loads, 4.0 if multiply_adds < 8 else 0.0) / 1.0 + 1.0
-    sums = pieces * phases * (form.channels * taps * step + 3.0 * vectors * tile.outs + 25.0)
+    taps = math.prod(sum(map(len, axis.phases)) / len(axis.phases) for axis in form.axes)
+    run = len(tile.column) or 1
+    inputs = tile.cols * len({(plane, row + out) for plane, row in tile.column for out in range(tile.rows)}) or vectors
+    multiply_adds, loads = vectors * tile.outs * run / 2, inputs * 0.9 + tile.outs * run * 0.5
+    step = max(multiply_adds, loads, 4.0 if vectors * tile.outs < 8 else 0.0) + 1.0
+    sums = pieces * phases * (form.channels * taps / run * step + 2.0 * vectors * tile.outs + 20.0)
     leave = form.strip_rows * phases * (2.0 * -(-wide.grid // v) + 12.0) * tile.outs if tile.staged_output else 0.0
     stage_rows = (form.strip_rows - 1) * high.step + high.reach + 1
-    pitch = form.pitch
-    stage_row = 2.5 * -(-pitch // v) * wide.step + 20.0 + (2.0 * pitch * wide.step if not tile.in_step else 0.0)
-    stage_row += 2.5 * (pitch - min(pitch, len(wide.sources) // wide.step)) + 3.0 * wide.reach / wide.step
-    stage = form.channels * form.slots * stage_rows * stage_row
-    strips = -(-high.grid // form.strip_rows)
-    slices = p.out_size[0] if p.spec.rank == 3 else 1
-    items = p.batch * form.groups * slices * strips * form.parts
-    share = -(-items // p.threads)
-    cycles = share * (stage + -(-k_tiles // form.parts) * (sums + leave) + 150.0)
-    return replace(form, cycles=cycles)
+    pieces_of_row = -(-form.pitch // v) * wide.step
+    stage_row = 2.5 * pieces_of_row + 10.0
+    if not tile.in_step or not tile.zeros:
+        stage_row += 3.0 * (form.pitch * wide.step if not tile.in_step else wide.reach + v)
+    stage = form.channels * form.stage_slices * stage_rows * stage_row
+    slices = form.strip_slices * len(deep.phases)
+    others = p.batch * -(-deep.grid // form.strip_slices) * -(-high.grid // form.strip_rows)
+    best: Form | None = None
+    for parts in {1, min(p.threads, k_tiles)}:
+        group = stage + -(-k_tiles // parts) * slices * (sums + leave) + 15.0
+        items = others * parts
+        chunk = max(1, min(int(_ITEM_CYCLES // group), form.groups * items // (4 * p.threads)))
+        items *= -(-form.groups // chunk)
+        cycles = -(-items // p.threads) * (min(chunk, form.groups) * group + 150.0)
+        if best is None or cycles < best.cycles:
+            best = replace(form, parts=parts, chunk_groups=chunk, cycles=cycles)
+    assert best is not None
+    return best
 
 
 # -- the algorithm's row -----------------------------------------------------------------------------------------------
@@ -227,101 +296,94 @@ def _why_not(p: Problem) -> str | None:
 
 
 def _cycles(p: Problem) -> float:
-    return form_of(p).cycles
+    return form_of(joined(p)).cycles
 
 
 def _workspace(p: Problem) -> int:
-    return p.threads * form_of(p).scratch(lanes(p.target, p.element)) * np.dtype(p.dtype).itemsize
+    return p.threads * form_of(joined(p)).scratch * np.dtype(p.dtype).itemsize
 
 
 def _lower(b: Builder, layer: Layer, p: Problem) -> None:
+    p = joined(p)
     form, spec, node = form_of(p), p.spec, layer.node
-    v = lanes(p.target, p.element)
     deep, high, wide = form.axes
     x, y = b.plain(node.inputs[0]), b.new_plain(layer.output)
     tile = replace(form.tile, epilogue=layer.epilogue)
     phases, taps, places = _tables(form)
-    key = ("planar", tile.outs, spec)
+    key = ("planar", tile.outs, len(tile.column), spec)
     packed = b.weights.derived(node.inputs[1], key, lambda weight: _pack(weight, p, form, places))
     bias = b.constant(node.input(2)) if node.input(2) else np.zeros(spec.out_channels, p.dtype)
-    body_start, body_stop = _body(wide, form.pitch)
+    body_start, body_stop = _body(form, p.size[-1])
     cols = np.full(form.pitch * wide.step, -1, np.int64)
     cols[: min(len(wide.sources), len(cols))] = wide.sources[: len(cols)]
     size, out_size = (1, 1, *p.size)[-3:], (1, 1, *p.out_size)[-3:]
-    strips = -(-high.grid // form.strip_rows)
+    strips, slice_strips = -(-high.grid // form.strip_rows), -(-deep.grid // form.strip_slices)
     k_tiles = -(-form.out_channels // tile.outs)
-    scratch_thread = form.scratch(v)
+    chunks = -(-form.groups // form.chunk_groups)
+    scratch_thread = form.scratch
     scratch = Buffer(x.dtype.itemsize * scratch_thread * b.threads)
     arguments = {
         "x": x.ref, "w": b.static(packed), "bias": b.static(np.ascontiguousarray(bias, p.dtype)), "y": y.ref,
         "scratch": Ref(scratch), "taps": b.static(taps), "phases": b.static(phases),
-        "slices": b.static(_slices(deep, out_size[0], form.slots)), "rows": b.static(high.sources),
+        "slices": b.static(deep.sources), "rows": b.static(high.sources),
         "cols": b.static(cols),
-        "groups": form.groups, "parts": form.parts, "out_slices": out_size[0], "strips": strips,
+        "groups": form.groups, "chunk_groups": form.chunk_groups, "chunks": chunks, "parts": form.parts,
+        "slice_strips": slice_strips, "strip_slices": form.strip_slices, "strips": strips,
         "strip_rows": form.strip_rows, "grid_rows": high.grid, "grid_cols": wide.grid,
+        "grid_slices": deep.grid, "out_slices": out_size[0],
         "out_rows": out_size[1], "out_cols": out_size[2],
         "x_image": spec.in_channels * math.prod(size), "x_channel": math.prod(size),
         "x_slice": size[1] * size[2], "x_row": size[2],
         "y_image": spec.out_channels * math.prod(out_size), "y_channel": math.prod(out_size),
         "y_slice": out_size[1] * out_size[2],
-        "channels": form.channels, "out_channels": form.out_channels, "slots": form.slots,
+        "channels": form.channels, "out_channels": form.out_channels,
+        "stage_slices": form.stage_slices, "slice_step": deep.step,
         "stage_rows": (form.strip_rows - 1) * high.step + high.reach + 1, "row_step": high.step,
         "pitch": form.pitch, "plane": form.plane, "slice": form.slice, "channel": form.channel,
-        "col_step": wide.step, "body_start": body_start, "body_stop": body_stop,
+        "col_step": wide.step, "col_low": wide.low, "body_start": body_start, "body_stop": body_stop,
         "k_tiles": k_tiles, "part_tiles": -(-k_tiles // form.parts),
-        "phase_rows": len(high.phases), "phase_cols": len(wide.phases),
-        "row_shift": high.shift, "col_shift": wide.shift,
-        "out_at": form.out_at(v), "out_plane": form.out_plane(v), "scratch_thread": scratch_thread,
+        "phase_slices": len(deep.phases), "phase_rows": len(high.phases), "phase_cols": len(wide.phases),
+        "out_at": form.out_at, "out_plane": form.out_plane, "scratch_thread": scratch_thread,
     }  # fmt: skip
-    items = p.batch * form.groups * form.parts * out_size[0] * strips
-    why = f"on planes: {tile.outs} channels by {tile.rows * tile.cols} vectors{', flat' * tile.flat}"
+    items = p.batch * chunks * form.parts * slice_strips * strips
+    shape = "flat" if tile.flat else "tall" if tile.column else "rows"
+    why = f"on planes: {tile.outs} channels by {tile.rows}x{tile.cols} vectors, {shape}"
     b.step(tile.name(b.target), planar, tile, arguments, items, [x], [y], why, p.macs)
     b.steps[-1].touches.append((scratch, 0, scratch.nbytes, True, "inside"))
 
 
-def _body(wide: Axis, pitch: int) -> tuple[int, int]:
-    """The places of a row, first and last + 1, whose padded inputs all phases read one after another."""
-    sources = wide.sources
-    inside = np.zeros(pitch, bool)
-    for place in range(pitch):
-        own = sources[place * wide.step : (place + 1) * wide.step]
-        inside[place] = len(own) == wide.step and own[0] >= 0 and bool((np.diff(own) == 1).all())
-    starts = sources[:: wide.step]
-    best, start = (0, 0), 0
-    for place in range(pitch + 1):
-        goes_on = place < pitch and inside[place] and (place == start or starts[place] == starts[place - 1] + wide.step)
-        if not goes_on:
-            best = max(best, (start, place), key=lambda pair: pair[1] - pair[0])
-            start = place if place < pitch and inside[place] else place + 1
-    return best
-
-
-def _slices(deep: Axis, out: int, slots: int) -> np.ndarray:
-    """A row an output slice: its phase, then the source of each of its taps, -1 for zeros and where there is none."""
-    table = np.full((out, 1 + slots), -1, np.int64)
-    for slice_number in range(out):
-        place, phase = divmod(slice_number + deep.shift, len(deep.phases))
-        table[slice_number, 0] = phase
-        for slot, (_, at) in enumerate(deep.phases[phase]):
-            table[slice_number, 1 + slot] = deep.sources[place * deep.step + at]
-    return table
+def _body(form: Form, size: int) -> tuple[int, int]:
+    """Where the whole vectors of a row begin and end that hold elements of the input alone."""
+    wide, v = form.axes[2], form.v
+    if not form.tile.in_step:
+        return 0, 0
+    start = -(-max(0, wide.low) // wide.step)
+    if form.tile.zeros:
+        start = -(-start // v) * v
+    count = max(0, min(form.pitch, (size + wide.low) // wide.step) - start) // v
+    return (start, start + count * v) if count else (0, 0)
 
 
 def _tables(form: Form) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """The table of phases, that of taps, and for each phase the (depth, height, width) of its taps in the weights."""
-    (deep, high, wide), outs = form.axes, form.tile.outs
+    """The table of phases, that of taps, and for each phase the (depth, height, width) of its weights.
+
+    A tall tile's taps are columns: the table has the first tap of each.
+    """
+    (deep, high, wide), outs, run = form.axes, form.tile.outs, len(form.tile.column) or 1
     tiles = -(-form.out_channels // outs)
     phases: list[tuple[int, int, int]] = []
     taps: list[int] = []
     places, w_at = [], 0
     for d_taps, h_taps, w_taps in product(deep.phases, high.phases, wide.phases):
-        of_phase = list(product(enumerate(d_taps), h_taps, w_taps))
+        columns = [h_taps[first : first + run] for first in range(0, len(h_taps), run)]
+        of_phase = list(product(d_taps, columns, w_taps))
         phases.append((len(of_phase), len(taps), w_at))
-        for (slot, _), (_, row), (_, col) in of_phase:
+        for (_, slot), ((_, row), *_), (_, col) in of_phase:
             plane = row % high.step * wide.step + col % wide.step
             taps.append(slot * form.slice + plane * form.plane + row // high.step * form.pitch + col // wide.step)
-        places.append(np.array([(d, h, w) for (_, (d, _)), (h, _), (w, _) in of_phase], np.int64).reshape(-1, 3))
-        w_at += form.groups * tiles * form.channels * len(of_phase) * outs
+        of_taps = [(d, h, w) for (d, _), column, (w, _) in of_phase for h, _ in column]
+        places.append(np.array(of_taps, np.int64).reshape(-1, 3))
+        w_at += form.groups * tiles * form.channels * len(of_taps) * outs
     return np.array(phases, np.int64), np.array([*taps, 0], np.int64), places
 
 
@@ -336,6 +398,7 @@ def _pack(weight: np.ndarray, p: Problem, form: Form, places: list[np.ndarray]) 
     packed = []
     for of_phase in places:
         part = shaped[:, :, :, of_phase[:, 0], of_phase[:, 1], of_phase[:, 2]]  # [G][K/G][C/G][taps]
+        part = np.where(of_phase[:, 1] < 0, 0, part)
         packed.append(part[:, chosen].transpose(0, 1, 3, 4, 2).reshape(-1))
     return np.concatenate([*packed, np.zeros(1)]).astype(p.dtype)
 
