@@ -24,11 +24,9 @@ from convwright.kernels.activations import ROWS
 from convwright.kernels.direct import DirectTile
 from convwright.model.lower import deformable as lowering
 from convwright.model.tiles import most_pixels
-from convwright.model.values import Ref, Value
 from convwright.spec import ConvSpec, DeformableSpec
 from tests.convolutions import ACTIVATIONS, RESIDUAL, Epilogue, compare, random_epilogue, random_size, random_window
-from tests.guard import guarded_empty
-from tests.kernels import call, each_target
+from tests.kernels import each_target
 from tests.plans import Arrays, Planned, graph_of, planned
 from tests.test_spills import spilling
 
@@ -267,53 +265,28 @@ def test_far_from_the_origin_places_keep_their_precision() -> None:
     np.testing.assert_allclose(result, reference.deform_conv(x, offset, constants["w"], None, spec), rtol=0, atol=1e-7)
 
 
+def check_float64(seed: int, target: Target) -> None:
+    """A random case in float64, which fuses nothing: layouts are converted, and vectors have half the lanes."""
+    case = replace(random_case(seed, target), epilogue=())
+    inputs, constants = ({name: a.astype(np.float64) for name, a in arrays.items()} for arrays in case.arrays())
+    result, plan = case.run(inputs, constants, target)
+    assert result.dtype == np.float64
+    assert not any(step.python for step in plan.steps)
+    expected, bound = case.expected(inputs, constants)
+    compare(result, expected, bound * 2.0**-28, case)
+
+
 @each_target
-def test_kernels_of_float64(target: Target) -> None:
-    """Vectors of float64 have half the lanes: the kernel gets what a plan for half the vector hands it."""
-    half = replace(target, vector=target.vector // 2)
-    for case in (simple((5, 7), offset_groups=5, epilogue=(("relu",),)), simple((2, 2), 6), simple((3, 2), 2, 3)):
-        inputs, constants = case.arrays()
-        plan = case.plan(inputs, constants, half)
-        (step,) = (step for step in plan.steps if step.family is deformable)
-        memory = {
-            name: doubled(value, inputs.get(name)) for name, value in step.arguments.items() if isinstance(value, Ref)
-        }
-        memory["x"] = guarded64(in_blocks(plan.builder.values["x", True], inputs["x"]))
-        values = {
-            name: memory[name].ctypes.data + 2 * value.nbytes if isinstance(value, Ref) else value
-            for name, value in step.arguments.items()
-        }
-        tile = replace(step.tile, element="f64")
-        call(tile, deformable.emit, deformable.ARGUMENTS, values, step.items, target)
-        expected, bound = case.expected(inputs, constants)
-        channels = memory["y"].reshape(-1, *case.size, half.vector).transpose(0, 3, 1, 2).reshape(1, -1, *case.size)
-        compare(channels[:, : expected.shape[1]], expected, bound * 2.0**-28, case)
+def test_float64(target: Target) -> None:
+    for seed in range(8):
+        check_float64(seed, target)
 
 
-def doubled(value: Ref, given: NDArray[Any] | None) -> NDArray[Any]:
-    """What a reference of a plan in float32 refers to, in float64 beside an unreadable page."""
-    contents = given if given is not None else value.buffer.array
-    if contents is None:
-        return guarded64(np.full(value.buffer.nbytes // 4, np.nan))
-    return guarded64(contents.astype(np.float64) if contents.dtype == np.float32 else contents)
-
-
-def guarded64(array: NDArray[Any]) -> NDArray[Any]:
-    """A copy of an array of 8-byte elements that touches an unreadable page."""
-    copy = guarded_empty(2 * array.size).view(array.dtype)
-    copy[:] = array.reshape(-1)
-    return copy
-
-
-def in_blocks(x: Value, array: NDArray[np.float32]) -> NDArray[np.float64]:
-    """A tensor as a plan lays it out in blocks; NaN in the lanes that mean nothing."""
-    n, channels, high, wide = array.shape
-    top, left, bottom, right = x.halo
-    v = x.row // (left + wide + right)
-    padded = np.full((n, x.image // x.block * v, high, wide), np.nan)
-    padded[:, :channels] = array
-    blocks = padded.reshape(n, -1, v, high, wide).transpose(0, 1, 3, 4, 2)
-    return np.pad(blocks, ((0, 0), (0, 0), (top, bottom), (left, right), (0, 0)))
+@pytest.mark.long
+@each_target
+def test_many_of_float64(target: Target) -> None:
+    for seed in range(1000, 1300):
+        check_float64(seed, target)
 
 
 def write_model(path: Path, opset: int, case: Case, inputs: Arrays, constants: Arrays) -> None:

@@ -60,11 +60,12 @@ def _reduction_major(weight: np.ndarray, first: int, v: int) -> np.ndarray:
 
 
 def pack_direct(weight: np.ndarray, groups: int, v: int) -> np.ndarray:
-    """``[K, C/groups, kh, kw]`` to ``[entries][R][v]`` (see ``kernels.direct``)."""
+    """``[K, C/groups, kh, kw]`` to ``[entries][R][v]`` of the same type (see ``kernels.direct``)."""
     own_out, own_in = weight.shape[0] // groups, weight.shape[1]
     reduction = own_in * weight.shape[2] * weight.shape[3]
     entries = entries_of(weight.shape[0], groups, v)
-    packed = aligned_empty(len(entries) * reduction * v).reshape(len(entries), reduction, v)
+    floats = len(entries) * reduction * v * weight.itemsize // 4
+    packed = aligned_empty(floats).view(weight.dtype).reshape(len(entries), reduction, v)
     if groups == 1:
         rows = _reduction_major(weight, 0, v)
         whole = weight.shape[0] // v

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convwright.codegen.lang import lanes
 from convwright.codegen.target import Target
 from convwright.errors import ConvwrightError
 from convwright.graph.shape_rules.windows import axis_list, window_padding
-from convwright.kernels import deformable
+from convwright.kernels import deformable, interleave
 from convwright.kernels.direct import DirectTile
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.lower.channels import with_halo
 from convwright.model.lower.direct import output_tiles, vectors_a_group
 from convwright.model.tiles import Shape, choose_tile, most_pixels
-from convwright.model.values import Buffer, Halo, Ref, Value, blocks_of
-from convwright.model.weights import entries_of
+from convwright.model.values import NO_HALO, Buffer, Halo, Ref, Value, blocks_of
+from convwright.model.weights import entries_of, pack_direct, pack_spread
 
 _WEIGHTS, _OFFSET, _BIAS, _MASK = 1, 2, 3, 4  # places among the operator's inputs
 _COLUMN_BYTES = 256 * 1024  # of one chunk's columns: a part of a second-level cache of 1 MB
@@ -61,11 +62,12 @@ def _numbers(b: Builder, layer: Layer) -> _Numbers:
 
 def can_lower(b: Builder, layer: Layer) -> bool:
     node = layer.node
-    names = [node.inputs[0], node.inputs[_OFFSET], *([node.input(_MASK)] if node.input(_MASK) else [])]
     known = all(name in b.graph.constants for name in (node.inputs[_WEIGHTS], node.input(_BIAS)) if name)
-    if not known or not all(b.fits_blocks(name) and len(b.shape(name)) == 4 for name in names):
+    dtype = b.types[node.inputs[0]].dtype
+    if not known or dtype not in (np.float32, np.float64) or any(b.types[name].dtype != dtype for name in layer.reads):
         return False
-    return 0 not in b.shape(layer.output) and 0 not in b.shape(names[0])
+    shape = b.shape(node.inputs[0])
+    return len(shape) == 4 and 0 not in (*shape, *b.shape(layer.output))
 
 
 def needs_halo(layer: Layer) -> dict[str, Halo]:
@@ -74,30 +76,34 @@ def needs_halo(layer: Layer) -> dict[str, Halo]:
 
 
 def lower(b: Builder, layer: Layer) -> None:
-    v, node, g = b.v, layer.node, _numbers(b, layer)
-    x = with_halo(b, node.inputs[0], _ZEROS)
+    node, g = layer.node, _numbers(b, layer)
+    dtype = b.types[node.inputs[0]].dtype
+    element = "f64" if dtype == np.float64 else "f32"
+    v = lanes(b.target, element)
+    if element == "f32":
+        x, y = with_halo(b, node.inputs[0], _ZEROS), b.new_blocked(layer.output)
+    else:
+        x, y = _packed(b, node.inputs[0]), _blocks(b.shape(layer.output), NO_HALO, v)
     if x.block >= 2**31:  # the kernel's places in a block are 32-bit numbers
         raise ConvwrightError(
             f"{node}: an input of {x.size[0]} x {x.size[1]} is too large for a deformable convolution"
         )
     offset = b.plain(node.inputs[_OFFSET])
     mask = b.plain(node.inputs[_MASK]) if node.input(_MASK) else None
-    bias = b.weights.bias(node.input(_BIAS), g.out_channels)
     residual = b.blocked(layer.residual) if layer.residual else None
-    y = b.new_blocked(layer.output)
 
     wrap = not (y.flat and (residual is None or residual.flat))
-    work = _products(b, layer, g, math.prod(y.size), x.n)
+    work = _products(b, layer, g, dtype, math.prod(y.size), x.n)
     cut, packed = work.cut, work.packed
     runs, split = _runs(g, v)
     product = DirectTile(1, cut.cols, cut.outs, v, wrap=wrap, masked=work.masked, epilogue=layer.epilogue)
     own = g.own if work.spread else (0, 0)
-    tile = deformable.DeformableTile(product, own, mask is not None, split, narrow=cut.chunk < v)
+    tile = deformable.DeformableTile(product, own, mask is not None, split, cut.chunk < v, element)
     scratch_thread = deformable.scratch_elements(blocks_of(g.channels, v), g.taps, cut.chunk, v)
-    scratch = Buffer(4 * scratch_thread * b.threads)
+    scratch = Buffer(dtype.itemsize * scratch_thread * b.threads)
     arguments = {
         "x": x.ref, "offset": offset.ref, "mask": mask.ref if mask else 0, "w": b.static(packed),
-        "bias": b.static(bias), "y": y.ref, "residual": residual.ref if residual else 0,
+        "bias": b.static(work.bias), "y": y.ref, "residual": residual.ref if residual else 0,
         "table": b.static(work.table), "runs": b.static(runs), "scratch": Ref(scratch),
         "chunks": cut.chunks, "chunk": cut.chunk, "pixels": math.prod(y.size),
         "tiles": len(work.table), "run_count": len(runs),
@@ -118,6 +124,38 @@ def lower(b: Builder, layer: Layer) -> None:
     macs = g.taps * g.own[0] * g.out_channels * math.prod(y.size) * x.n
     b.step(tile.name(b.target), deformable, tile, arguments, x.n * cut.chunks, reads, [y], why, macs)
     b.steps[-1].touches.append((scratch, 0, scratch.nbytes, True, "inside"))
+    if element == "f64":
+        _interleave(b, "unpack", y, y, b.new_plain(layer.output))
+
+
+def _blocks(shape: tuple[int, ...], halo: Halo, v: int) -> Value:
+    """Room for a tensor of float64 in channel blocks; zeros, if any, are rows above it."""
+    row = shape[3] * v
+    block = (halo[0] + shape[2]) * row
+    image = blocks_of(shape[1], v) * block
+    buffer = Buffer(8 * image * shape[0])
+    offset = 8 * halo[0] * row
+    extent = buffer.nbytes - offset
+    return Value(shape, np.dtype(np.float64), buffer, True, offset, image, block, row, halo, extent)
+
+
+def _packed(b: Builder, name: str) -> Value:
+    """A tensor of float64 in channel blocks, a row of zeros above each."""
+    source = b.plain(name)
+    value = _blocks(source.shape, _ZEROS, lanes(b.target, "f64"))
+    _interleave(b, "pack", value, source, value)
+    return value
+
+
+def _interleave(b: Builder, kind: str, blocks: Value, x: Value, y: Value) -> None:
+    tile = interleave.Interleave(kind, "f64")
+    count = blocks.image // blocks.block
+    arguments = {
+        "x": x.ref, "y": y.ref, "blocks": count, "channels": x.channels, "pixels": math.prod(x.size),
+        "image": blocks.image, "block": blocks.block, "lead": blocks.halo[0] * blocks.row,
+    }  # fmt: skip
+    b.step(tile.name(b.target), interleave, tile, arguments, x.n * count, [x], [y], why="layout")
+    b.steps[-1].touches.append((y.buffer, 0, y.buffer.nbytes, True, "inside"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,21 +176,21 @@ class _Products:
     """
 
     packed: np.ndarray
+    bias: np.ndarray
     table: np.ndarray
     cut: _Cut
     masked: bool = False
     spread: bool = False
 
 
-def _products(b: Builder, layer: Layer, g: _Numbers, pixels: int, images: int) -> _Products:
-    v, name = b.v, layer.node.inputs[_WEIGHTS]
-    weight_shape = (g.out_channels, g.own[0], *g.kernel)
-    most = max(1, _COLUMN_BYTES // (4 * blocks_of(g.channels, v) * g.taps * v))
-    if g.groups > 1 and deformable.why_not_spread(*g.own, v) is None:
-        packed = b.weights.get(name, "spread", weight_shape)
+def _products(b: Builder, layer: Layer, g: _Numbers, dtype: np.dtype, pixels: int, images: int) -> _Products:
+    v = lanes(b.target, "f64" if dtype == np.float64 else "f32")
+    spread = g.groups > 1 and deformable.why_not_spread(*g.own, v) is None
+    packed, bias = _constants(b, layer, g, dtype, spread)
+    most = max(1, _COLUMN_BYTES // (dtype.itemsize * blocks_of(g.channels, v) * g.taps * v))
+    if spread:
         cut = _cut(pixels, most, images, b.threads, _spread_shape(b.target))
-        return _Products(packed, _spread_table(g, v), cut, spread=True)
-    packed = b.weights.get(name, "direct", weight_shape, g.groups)
+        return _Products(packed, bias, _spread_table(g, v), cut, spread=True)
     entries, reduction = entries_of(g.out_channels, g.groups, v), packed.shape[1]
     vectors = min(vectors_a_group(entries))
 
@@ -161,7 +199,25 @@ def _products(b: Builder, layer: Layer, g: _Numbers, pixels: int, images: int) -
 
     cut = _cut(pixels, most, images, b.threads, shape_of)
     table = output_tiles(entries, cut.outs, g.own[0], reduction, v)
-    return _Products(packed, table, cut, masked=g.groups > 1 and g.own[1] % v != 0)
+    return _Products(packed, bias, table, cut, masked=g.groups > 1 and g.own[1] % v != 0)
+
+
+def _constants(b: Builder, layer: Layer, g: _Numbers, dtype: np.dtype, spread: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The packed weights, and the bias in whole vectors."""
+    name, bias = layer.node.inputs[_WEIGHTS], layer.node.input(_BIAS)
+    if dtype == np.float32:
+        form, groups = ("spread", 1) if spread else ("direct", g.groups)
+        packed = b.weights.get(name, form, (g.out_channels, g.own[0], *g.kernel), groups)
+        return packed, b.weights.bias(bias, g.out_channels)
+    v = lanes(b.target, "f64")
+
+    def pack(weight: np.ndarray) -> np.ndarray:
+        return pack_spread(weight, v) if spread else pack_direct(weight, g.groups, v)
+
+    whole = np.zeros(blocks_of(g.out_channels, v) * v)
+    if bias:
+        whole[: g.out_channels] = b.weights.array(bias)
+    return b.weights.derived(name, ("deformable", g.groups), pack), whole
 
 
 def _cut(pixels: int, most: int, images: int, threads: int, shape_of: Callable[[int], Shape]) -> _Cut:
