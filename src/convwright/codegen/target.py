@@ -6,6 +6,7 @@ Nothing outside this file and the kernels that are about one instruction set nam
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
@@ -37,6 +38,7 @@ class Target:
     - `has_masks`: whether loads and stores take a lane mask at no cost.
     - `cpu`, `features`: what LLVM is told.
     - `has_vnni`: whether one instruction adds four products of 8-bit integers to each 32-bit lane.
+    - `has_amx`: whether there are tile registers with products of 8-bit integers, which this process may use.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Target:
     cpu: str
     features: str
     has_vnni: bool = False
+    has_amx: bool = False
 
     @property
     def is_x86(self) -> bool:
@@ -71,6 +74,24 @@ def runs_here(name: str) -> bool:
     return _is_x86() and all(host_features().get(feature, False) for feature in _REQUIRED[name])
 
 
+_AMX = ("amx-tile", "amx-int8")
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # of Linux on x86-64
+
+
+@functools.cache
+def may_use_amx() -> bool:
+    """Whether the CPU has AMX with 8-bit integers and the system, which has to be asked, lets this process use it.
+
+    A process that has been refused, or that runs on another system, goes without.
+    """
+    if not (_is_x86() and platform.system() == "Linux" and all(host_features().get(name, False) for name in _AMX)):
+        return False
+    try:
+        return int(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA)) == 0
+    except (OSError, AttributeError):
+        return False
+
+
 @functools.cache
 def target_named(name: str) -> Target:
     """The target called `name` ("avx512", "avx2", "generic"), whether or not this CPU can run it.
@@ -87,7 +108,7 @@ def target_named(name: str) -> Target:
             cpu, features = "sapphirerapids", llvm.get_host_cpu_features().flatten() + ","
         # LLVM prefers 256-bit vectors on several AVX-512 CPUs; the kernels are written in 512-bit ones.
         has_vnni = runs_here(name) and host_features().get("avx512vnni", False)
-        return Target(name, 16, 32, True, True, cpu, features + "-prefer-256-bit", has_vnni)
+        return Target(name, 16, 32, True, True, cpu, features + "-prefer-256-bit", has_vnni, has_vnni and may_use_amx())
     if name == "avx2":
         return Target(name, 8, 16, True, False, "x86-64-v3", "")
     if name == "generic":

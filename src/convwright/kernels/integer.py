@@ -14,7 +14,9 @@ other from tap to tap (no dilation along the row), a row of taps is one run.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from llvmlite import ir
 
@@ -85,6 +87,36 @@ def emit(tile: IntegerTile, target: Target) -> ir.Module:
     """The kernel's module."""
     k = Kernel(target)
     a = ARGUMENTS.read(k)
+
+    def sum_rectangle(x: ir.Value, w: ir.Value, vector: Int, scratch: ir.Value) -> None:
+        _sum_rectangle(k, a, tile, x, w, vector, scratch)
+
+    emit_items(k, a, tile, sum_rectangle)
+    return k.finish()
+
+
+class Tile(Protocol):
+    """What the parts that ``kernels.integer_amx`` shares ask of a tile (see ``IntegerTile``)."""
+
+    @property
+    def outs(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def form(self) -> str: ...
+    @property
+    def signed(self) -> bool: ...
+    @property
+    def requantised(self) -> bool: ...
+
+
+def emit_items(
+    k: Kernel, a: Reader, tile: Tile, sum_rectangle: Callable[[ir.Value, ir.Value, Int, ir.Value], None]
+) -> None:
+    """All the work items.
+
+    ``sum_rectangle(x, w, vector, scratch)`` leaves the results of one, ``[row][col][outs][v]`` in 32 bits, in scratch.
+    """
     scratch = k.advance(a.scratch, k.thread * a.scratch_thread)
     with k.loop(k.begin, k.end) as item:
         part = item // (a.tiles_inner * a.rectangles)
@@ -100,11 +132,30 @@ def emit(tile: IntegerTile, target: Target) -> ir.Module:
             top = k.smaller(band * a.band_rows, a.out_rows - a.band_rows)
             left = k.smaller(span * a.span_cols, a.out_cols - a.span_cols)
             at = image * a.x_image + x_offset + depth * a.x_depth + top * a.x_row + left * tile.step
-            _sum_rectangle(k, a, tile, k.advance(a.x, at), k.advance(a.w, w_offset), vector, scratch)
+            sum_rectangle(k.advance(a.x, at), k.advance(a.w, w_offset), vector, scratch)
             size = 1 if tile.requantised else 4
             to = image * a.y_image + channel * a.y_channel + depth * a.y_depth + top * a.out_cols + left
             _move_out(k, a, tile, scratch, advance_bytes(k, a.y, to * size), channels)
-    return k.finish()
+
+
+def initial_sums(k: Kernel, a: Reader, tile: Tile, vector: Int) -> list[ir.Value]:
+    """Bias and correction for the input's zero point, a vector of output channels each."""
+    initial = [k.load_ints(a.start, (vector + out) * k.v) for out in range(tile.outs)]
+    if tile.form == "halves":
+        return initial
+    zero = zero_of_bytes(k, tile.signed, load_byte(k, a.zero, tile.signed))
+    of_weights = [k.load_ints(a.w_sums, (vector + out) * k.v) for out in range(tile.outs)]
+    return [k.b.sub(first, k.b.mul(zero, total)) for first, total in zip(initial, of_weights, strict=True)]
+
+
+def scaling(k: Kernel, a: Reader, tile: Tile, vector: Int) -> Callable[[ir.Value, int], ir.Value]:
+    """A function of sums and the number of their vector: the sums themselves, or requantised."""
+    if not tile.requantised:
+        return lambda total, out: total
+    low, high = (k.broadcast(k.load_scalar(a.limits, side)) for side in (0, 1))
+    offset = k.int_broadcast(a.y_offset)
+    scales = [k.load(a.scales, (vector + out) * k.v) for out in range(tile.outs)]
+    return lambda total, out: requantise(k, total, scales[out], low, high, offset)
 
 
 def _sum_rectangle(
@@ -121,11 +172,7 @@ def _sum_tile(
     k: Kernel, a: Reader, tile: IntegerTile, corner: ir.Value, w: ir.Value, vector: Int
 ) -> list[list[ir.Value]]:
     """The sums ``[pixel][out]`` of one register tile, bias and correction for the input's zero point included."""
-    initial = [k.load_ints(a.start, (vector + out) * k.v) for out in range(tile.outs)]
-    if tile.form == "bytes":
-        zero = zero_of_bytes(k, tile.signed, load_byte(k, a.zero, tile.signed))
-        of_weights = [k.load_ints(a.w_sums, (vector + out) * k.v) for out in range(tile.outs)]
-        initial = [k.b.sub(first, k.b.mul(zero, total)) for first, total in zip(initial, of_weights, strict=True)]
+    initial = initial_sums(k, a, tile, vector)
     sums = [[k.variable(first) for first in initial] for _ in range(tile.rows * tile.cols)]
     weights = k.variable(w)
 
@@ -171,19 +218,15 @@ def _add(
 def _store_tile(
     k: Kernel, a: Reader, tile: IntegerTile, sums: list[list[ir.Value]], vector: Int, scratch: ir.Value
 ) -> None:
-    if tile.requantised:
-        low, high = (k.broadcast(k.load_scalar(a.limits, side)) for side in (0, 1))
-        offset = k.int_broadcast(a.y_offset)
-        scales = [k.load(a.scales, (vector + out) * k.v) for out in range(tile.outs)]
+    finish = scaling(k, a, tile, vector)
     for pixel, vectors in enumerate(sums):
         at = (pixel // tile.cols) * a.span_cols + pixel % tile.cols
         for out, total in enumerate(vectors):
-            if tile.requantised:
-                total = requantise(k, total, scales[out], low, high, offset)
-            k.store(k.b.bitcast(total, k.vector_type), scratch, at * (tile.outs * k.v) + out * k.v)
+            result = k.b.bitcast(finish(total, out), k.vector_type)
+            k.store(result, scratch, at * (tile.outs * k.v) + out * k.v)
 
 
-def _move_out(k: Kernel, a: Reader, tile: IntegerTile, scratch: ir.Value, y: ir.Value, channels: Int) -> None:
+def _move_out(k: Kernel, a: Reader, tile: Tile, scratch: ir.Value, y: ir.Value, channels: Int) -> None:
     """From scratch to the output; rows that follow each other there without a gap are one row."""
     whole = a.spans.equals(1)
     rows, cols = k.choose(whole, 1, a.band_rows), k.choose(whole, a.band_rows * a.span_cols, a.span_cols)
@@ -196,9 +239,7 @@ def _move_out(k: Kernel, a: Reader, tile: IntegerTile, scratch: ir.Value, y: ir.
         move(k, a, tile, source, target, cols, lanes)
 
 
-def _move_sums(
-    k: Kernel, a: Reader, tile: IntegerTile, source: ir.Value, target: ir.Value, cols: Int, lanes: Int
-) -> None:
+def _move_sums(k: Kernel, a: Reader, tile: Tile, source: ir.Value, target: ir.Value, cols: Int, lanes: Int) -> None:
     """A row of 32-bit sums, a vector of pixels at a time."""
     pitch = tile.outs * k.v
     with k.either(cols < k.v) as (narrow, wide):
@@ -213,9 +254,7 @@ def _move_sums(
                     k.b.store(vector, k.advance(target, a.y_channel * lane + col), align=4)
 
 
-def _move_bytes(
-    k: Kernel, a: Reader, tile: IntegerTile, source: ir.Value, target: ir.Value, cols: Int, lanes: Int
-) -> None:
+def _move_bytes(k: Kernel, a: Reader, tile: Tile, source: ir.Value, target: ir.Value, cols: Int, lanes: Int) -> None:
     """A row of bytes: four pixels become a word in each channel's lane, and ``v`` such vectors are transposed."""
     pitch = tile.outs * k.v
 

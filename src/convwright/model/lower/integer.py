@@ -1,7 +1,7 @@
 """Integer convolutions: ConvInteger (exact 32-bit sums) and QLinearConv (the same, scaled back to 8 bits).
 
 Inputs and outputs are plain NCHW tensors; the kernels' own layout of the input lives for one step. The lanes of a
-vector are output channels or pixels, whichever is estimated to be faster.
+vector are output channels or pixels, or the sums are made by AMX, whichever is estimated to be fastest.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.lower import integer_channels, integer_planes
+from convwright.model.lower import integer_amx, integer_channels, integer_planes
 from convwright.model.lower.integer_layer import integer_layer, operands
 
 _BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
@@ -30,5 +30,5 @@ def can_lower(b: Builder, layer: Layer) -> bool:
 def lower(b: Builder, layer: Layer) -> None:
     """By the family with the lower estimate."""
     one = integer_layer(b, layer)
-    family = min((integer_channels, integer_planes), key=lambda family: family.estimate(b, one))
+    family = min((integer_channels, integer_planes, integer_amx), key=lambda family: family.estimate(b, one))
     family.lower(b, one)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from convwright.kernels.words import CHANNELS
 from convwright.model.builder import Builder
 from convwright.model.lower.integer_layer import IntegerLayer
 from convwright.model.tiles import Shape, choose_tile
-from convwright.model.values import Value
+from convwright.model.values import Ref, Value
 from convwright.runtime.memory import aligned_empty
 
 _SCRATCH_BYTES = 64 * 1024  # of one thread: sums on their way to the output
@@ -23,7 +24,17 @@ _IN_CYCLES = 8.0  # a vector of input words, joined and transposed
 
 def lower(b: Builder, layer: IntegerLayer) -> None:
     """Add the layer's steps."""
-    _convolve(b, layer, _pack_input(b, layer))
+    words = pack_input(b, layer)
+    groups, window = layer.spec.groups, layer.window
+    shape = _shape(b, layer)
+    run = words.words * (window.kernel[2] if window.dilation[2] == 1 else 1)
+    tile = integer.IntegerTile(
+        shape.rows, shape.cols, shape.outs, words.words, window.stride[2] * words.words,
+        integer.choose_unroll(run), layer.form, layer.signed, layer.requantised,
+    )  # fmt: skip
+    reduction = math.prod(window.kernel) * integer_layout.words_of(layer.own_in, layer.form)
+    packed = layer.derived(b, "vectors", lambda: pack_weights(layer.centred, groups, layer.form, b.v))
+    convolve(b, layer, words, Kernel(integer, tile, shape, packed, reduction))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +50,7 @@ class Words:
     row: int
 
 
-def _pack_input(b: Builder, layer: IntegerLayer) -> Words:
+def pack_input(b: Builder, layer: IntegerLayer) -> Words:
     """The input as words, in memory of the arena."""
     x, window, form, own, groups = layer.x, layer.window, layer.form, layer.own_in, layer.spec.groups
     deep, high, wide = window.padded
@@ -96,29 +107,37 @@ def estimate(b: Builder, layer: IntegerLayer) -> float:
     return n * (_shape(b, layer).cycles * window.out[0] + vectors * _OUT_CYCLES + packed * _IN_CYCLES)
 
 
-def _convolve(b: Builder, layer: IntegerLayer, words: Words) -> None:
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel family that takes the arguments of ``kernels.integer``: its tile, and its weights.
+
+    ``shape``: of the tile. ``reduction``: words of weights of one output channel.
+    """
+
+    family: ModuleType
+    tile: Any
+    shape: Shape
+    packed: Ref
+    reduction: int
+
+
+def convolve(b: Builder, layer: IntegerLayer, words: Words, kernel: Kernel) -> None:
+    """Add the step that sums, scales and stores."""
     v, groups, window, x = b.v, layer.spec.groups, layer.window, layer.x
     _, rows, cols = window.out
     vectors = -(-layer.own_out // v)
-    reduction = math.prod(window.kernel) * integer_layout.words_of(layer.own_in, layer.form)
-    shape = _shape(b, layer)
+    shape, reduction = kernel.shape, kernel.reduction
     images = x.n * window.out[0]
     table = _table(layer, shape.outs, vectors, words, reduction, v)
     weight_bytes = 4 * groups * vectors * reduction * v
     cut = cut_rectangles(rows, cols, shape, len(table), images, 4 * words.image, weight_bytes, v, b.threads)
-    merged = window.dilation[2] == 1
-    tile = integer.IntegerTile(
-        shape.rows, shape.cols, shape.outs, words.words, window.stride[2] * words.words,
-        integer.choose_unroll(words.words * (window.kernel[2] if merged else 1)),
-        layer.form, layer.signed, layer.requantised,
-    )  # fmt: skip
     y = b.new_plain(layer.layer.output)
     scratch_thread = cut.band_rows * cut.span_cols * shape.outs * v
     scratch = b.plain_room((scratch_thread * b.threads,), np.dtype(np.int32))
     plane = rows * cols
     arguments: dict[str, Any] = {
         "x": words.value.ref,
-        "w": layer.derived(b, "vectors", lambda: pack_weights(layer.centred, groups, layer.form, v)),
+        "w": kernel.packed,
         **layer.channel_arguments(b, lambda values: _by_vector(values, groups, v)),
         "y": y.ref, "table": b.static(table), "scratch": scratch.ref,
         "tiles_inner": -(-len(table) // cut.parts), "tiles": len(table), "rectangles": cut.bands * cut.spans * images,
@@ -129,29 +148,36 @@ def _convolve(b: Builder, layer: IntegerLayer, words: Words) -> None:
         "x_tap_row": words.row * window.dilation[1], "x_tap_col": words.words * window.dilation[2],
         "blocks": words.blocks, "words": integer_layout.words_of(layer.own_in, layer.form),
         "taps_deep": window.kernel[0], "taps_high": window.kernel[1], "taps_wide": window.kernel[2],
-        "merged": int(merged), "w_out": reduction * v,
+        "merged": int(window.dilation[2] == 1), "w_out": reduction * v,
         "y_image": layer.spec.out_channels * window.out[0] * plane, "y_channel": window.out[0] * plane,
         "y_depth": plane, "scratch_thread": scratch_thread,
     }  # fmt: skip
     items = cut.parts * arguments["tiles_inner"] * arguments["rectangles"]
     why = f"{layer.form}: {shape.rows}x{shape.cols} pixels by {shape.outs} vectors"
     reads = layer.reads(words.value)
-    b.step(tile.name(b.target), integer, tile, arguments, items, reads, [y, scratch], why, layer.macs)
+    b.step(
+        kernel.tile.name(b.target), kernel.family, kernel.tile, arguments, items, reads, [y, scratch], why, layer.macs
+    )
 
 
-def pack_weights(centred: np.ndarray, groups: int, form: str, v: int) -> np.ndarray:
-    """``[K, C/groups, kd, kh, kw]`` to ``[groups * vectors][reduction][v]`` words (see ``kernels.integer``)."""
+def pack_weights(centred: np.ndarray, groups: int, form: str, v: int, *, whole: bool = False) -> np.ndarray:
+    """``[K, C/groups, kd, kh, kw]`` to ``[groups * vectors][reduction][v]`` words (see ``kernels.integer``).
+
+    ``whole``: where there are several blocks of ``v`` words, the last one is filled with zeros.
+    """
     size = CHANNELS[form]
     out, own = centred.shape[0] // groups, centred.shape[1]
     vectors, words = -(-out // v), -(-own // size)
+    if whole and words > v:
+        words = -(-words // v) * v
     padded = np.zeros((groups, vectors * v, words * size, *centred.shape[2:]), np.int8 if size == 4 else np.int16)
     padded[:, :out, :own] = centred.reshape(groups, out, *centred.shape[1:])
     lanes = padded.reshape(groups * vectors, v, words, size, *centred.shape[2:]).transpose(0, 4, 5, 6, 2, 1, 3)
     entries, deep = groups * vectors, centred.shape[2]
     pieces = [lanes[..., at : at + v, :, :].reshape(entries, deep, -1) for at in range(0, words, v)]
-    whole = np.concatenate(pieces, axis=2).reshape(entries, -1).view(np.int32)
-    packed = aligned_empty(whole.size).view(np.int32).reshape(entries, -1, v)
-    packed[...] = whole.reshape(packed.shape)
+    joined = np.concatenate(pieces, axis=2).reshape(entries, -1).view(np.int32)
+    packed = aligned_empty(joined.size).view(np.int32).reshape(entries, -1, v)
+    packed[...] = joined.reshape(packed.shape)
     return packed
 
 
