@@ -54,6 +54,14 @@ class Case:
     seed: int = field(default=0, compare=False)
 
     @property
+    def algorithm(self) -> str:
+        """Direct summation on channel blocks, which these tests are about, or the plan's choice."""
+        if self.numerics != "strict":
+            return "auto"
+        depthwise = self.spec.groups == self.spec.in_channels == self.spec.out_channels > 1
+        return "direct-depthwise" if depthwise else "direct-blocked"
+
+    @property
     def out_shape(self) -> tuple[int, ...]:
         return (self.batch, self.spec.out_channels, *self.spec.output_size(self.size))
 
@@ -79,7 +87,7 @@ class Case:
         low, high = zip(*spec.pads(self.size), strict=True)
         attributes = {
             "kernel_shape": spec.kernel, "strides": spec.stride, "dilations": spec.dilation, "pads": (*low, *high),
-            "group": spec.groups,
+            "group": spec.groups, "algorithm": self.algorithm,
         }  # fmt: skip
         source = "inside" if self.inside else "x"
         nodes = [Node("Identity", ["x"], ["inside"])] if self.inside else []
