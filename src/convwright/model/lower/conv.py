@@ -8,11 +8,11 @@ from convwright.errors import ConvwrightError
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
-from convwright.model.lower import depthwise, direct, planar, winograd
+from convwright.model.lower import depthwise, direct, im2col, planar, winograd
 from convwright.model.problem import Algorithm, Problem, choose, problem_of
 from convwright.model.values import Halo
 
-ROWS: tuple[Algorithm, ...] = (direct.ROW, depthwise.ROW, winograd.ROW, planar.ROW)
+ROWS: tuple[Algorithm, ...] = (direct.ROW, depthwise.ROW, winograd.ROW, planar.ROW, im2col.ROW)
 
 _CONVERSION_CYCLES = 1.0  # a vector that changes between row-major and channel blocks, where it is in a cache
 

@@ -1,0 +1,149 @@
+"""A matrix product as a convolution by columns needs it: weights times columns, plus bias, activations applied.
+
+``y[plane][out][column] = bias[group][out] + sum of w[group][out][r] * b[plane][r][column] over r``, for every plane:
+one group of one image. The columns of a plane are cut into panels of ``cols`` vectors, the rows into tiles of ``outs``
+outputs: the sums of a tile by a panel stay in registers. The order of the loops is that of Goto and van de Geijn
+(Anatomy of High-Performance Matrix Multiplication, ACM TOMS 34(3), 2008): a block of the reduction, within it the
+panels, within those the tiles. So a panel's block is read from the first-level cache, the weights of a block from the
+second. Sums of all blocks but the last rest in the output.
+
+A tail of outputs (``rest``) has a tile of its own, and so has a plane's last panel where it is narrower
+(``rest_cols``); nothing else is masked. Weights are packed
+``[group][tile][r][outs]``. Columns lie in panels ``[panel][r][cols * v]`` where `kernels.im2col` has written them, else
+row-major: ``[plane][r][positions]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from convwright.codegen.lang import Int, Kernel
+from convwright.codegen.target import Target
+from convwright.kernels.activations import apply
+from convwright.kernels.arguments import Arguments, Reader
+
+ARGUMENTS = Arguments(
+    "w b bias y",
+    # work: item -> (run of panels, part of the tiles); `first`: the panel, counted through all planes, that `b` begins
+    # with; block: terms of the reduction that are summed at a time
+    "first panels_here panels run parts part_tiles k_tiles groups out_channels positions reduction block",
+)
+
+
+@dataclass(frozen=True)
+class GemmTile:
+    """What is baked into one kernel.
+
+    outs, cols: the register tile, outputs by vectors of columns. rest: outputs of the last tile of a group.
+    rest_cols: vectors of a plane's last panel, the last of them masked; 0 where it is as wide as the others.
+    packed: whether columns lie in panels.
+    element: "f32" or "f64". epilogue: activations.
+    """
+
+    outs: int
+    cols: int
+    rest: int
+    rest_cols: int
+    packed: bool
+    element: str = "f32"
+    epilogue: tuple[tuple[object, ...], ...] = ()
+
+    @property
+    def key(self) -> str:
+        return f"gemm-{self!r}"
+
+    def name(self, target: Target) -> str:
+        return f"{self.element}-gemm-{self.outs}x{self.cols}-{target.name}"
+
+
+def emit(tile: GemmTile, target: Target) -> ir.Module:
+    """The kernel's module."""
+    k = Kernel(target, element=tile.element)
+    a = ARGUMENTS.read(k)
+    width = tile.cols * k.v
+    with k.loop(k.begin, k.end) as item:
+        part, place = item % a.parts, item // a.parts * a.run
+        stop = k.minimum(place + a.run, a.panels_here)
+        tiles = part * a.part_tiles, k.smaller(part * a.part_tiles + a.part_tiles, a.k_tiles)
+        with k.loop(0, a.reduction, a.block) as start, k.loop(place, stop) as here:
+            panel = a.first + here
+            plane, column = panel // a.panels, panel % a.panels * width
+            group = plane % a.groups
+            if tile.packed:
+                b = k.advance(a.b, (here * a.reduction + start) * width)
+            else:
+                b = k.advance(a.b, (plane * a.reduction + start) * a.positions + column)
+            y = k.advance(a.y, plane * a.out_channels * a.positions + column)
+            bias = k.advance(a.bias, group * a.out_channels)
+            w = k.advance(a.w, (group * a.out_channels) * a.reduction)
+            left = a.positions - column
+            with k.either(left < width) as (narrow, whole):
+                with narrow:
+                    if tile.rest_cols:
+                        masks = [None] * (tile.rest_cols - 1) + [k.mask(0, left - (tile.rest_cols - 1) * k.v)]
+                        _tiles(k, a, tile, _Panel(w, b, bias, y, start, masks), tiles)
+                with whole:
+                    _tiles(k, a, tile, _Panel(w, b, bias, y, start, [None] * tile.cols), tiles)
+    return k.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """One panel of one block of the reduction; ``masks``: the lanes that exist of each of its vectors, None for all."""
+
+    w: ir.Value
+    b: ir.Value
+    bias: ir.Value
+    y: ir.Value
+    start: Int
+    masks: list[ir.Value | None]
+
+
+def _tiles(k: Kernel, a: Reader, tile: GemmTile, panel: _Panel, tiles: tuple[Int, Int]) -> None:
+    begin, end = tiles
+    whole = k.smaller(end, a.k_tiles - 1) if tile.rest < tile.outs else end
+    with k.loop(begin, whole) as number:
+        _tile(k, a, tile, panel, number * tile.outs, tile.outs)
+    if tile.rest < tile.outs:
+        with k.when(whole < end):
+            _tile(k, a, tile, panel, (a.k_tiles - 1) * tile.outs, tile.rest)
+
+
+def _tile(k: Kernel, a: Reader, tile: GemmTile, panel: _Panel, out: Int, outs: int) -> None:
+    """``outs`` outputs of the panel from ``out`` on."""
+    masks = panel.masks
+    rows = [k.advance(panel.y, (out + place) * a.positions) for place in range(outs)]
+    sums = [[k.variable(k.splat(0.0)) for _ in masks] for _ in range(outs)]
+    with k.either(panel.start.equals(0)) as (first, later):
+        with first:
+            for place, accumulators in enumerate(sums):
+                initial = k.broadcast(k.load_scalar(panel.bias, out + place))
+                for accumulator in accumulators:
+                    accumulator.set(initial)
+        with later:
+            for row, accumulators in zip(rows, sums, strict=True):
+                for number, accumulator in enumerate(accumulators):
+                    accumulator.set(k.load(row, number * k.v, masks[number]))
+    length = k.smaller(a.reduction - panel.start, a.block)
+    weights = k.variable(k.advance(panel.w, out * a.reduction + panel.start * outs))
+    columns = k.variable(panel.b)
+    with k.loop(0, length):
+        now, b = weights.get(), columns.get()
+        vectors = [k.load(b, number * k.v, None if tile.packed else mask) for number, mask in enumerate(masks)]
+        for place, accumulators in enumerate(sums):
+            factor = k.broadcast(k.load_scalar(now, place))
+            for vector, accumulator in zip(vectors, accumulators, strict=True):
+                accumulator.set(k.fma(vector, factor, accumulator.get()))
+        weights.set(k.advance(now, outs))
+        columns.set(k.advance(b, tile.cols * k.v if tile.packed else a.positions))
+    with k.either(panel.start + a.block < a.reduction) as (unfinished, finished):
+        for branch, epilogue in ((unfinished, ()), (finished, tile.epilogue)):
+            with branch:
+                for row, accumulators in zip(rows, sums, strict=True):
+                    for number, accumulator in enumerate(accumulators):
+                        vector = accumulator.get()
+                        for operation in epilogue:
+                            vector = apply(k, operation, vector)
+                        k.store(vector, row, number * k.v, masks[number])

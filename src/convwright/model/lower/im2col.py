@@ -1,0 +1,312 @@
+"""Convolution as a matrix product: of weights and the input's columns; transposed, of weights and the input, whose
+columns are then added up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from convwright.codegen.lang import lanes
+from convwright.kernels import col2im, gemm, im2col
+from convwright.model.builder import Builder
+from convwright.model.fuse import Layer
+from convwright.model.lower import direct
+from convwright.model.lower.planar import Axis, axis_of
+from convwright.model.problem import Algorithm, Problem
+from convwright.model.values import Ref, Value
+
+_BLOCK_BYTES = 192 * 1024  # of a panel, for one block of the reduction: measured, it need not fit the first-level cache
+_COLUMN_BYTES = 2 << 20  # of the column matrix that is in memory at a time
+_MOST_CHUNKS = 32  # pieces in which it is written and multiplied
+_RUN_BYTES = 512 * 1024  # of output that a work item goes over again for each block of the reduction
+_ITEMS_A_THREAD = 4
+_CACHE_BYTES_A_CYCLE = 12.0  # what a core reads from the second- and third-level caches
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """The matrix product of every plane (a group of an image), and how its work is cut: see `kernels.gemm`.
+
+    - `outs`, `reduction`, `positions`: the sizes of the product.
+    - `planes`: how many products there are. `packed`: whether columns are written first.
+    - `tile_outs`, `cols`: the register tile. `block`: terms of the reduction summed at a time.
+    - `chunk`: panels whose columns are in memory at a time, of all planes together.
+    - `cycles`: estimated, of the whole product on one core.
+    """
+
+    outs: int
+    reduction: int
+    positions: int
+    planes: int
+    packed: bool
+    tile_outs: int
+    cols: int
+    block: int
+    chunk: int
+    v: int
+    cycles: float
+
+    @property
+    def width(self) -> int:
+        return self.cols * self.v
+
+    @property
+    def panels(self) -> int:
+        """Of one plane."""
+        return -(-self.positions // self.width)
+
+    @property
+    def rest_cols(self) -> int:
+        """Vectors of a plane's last panel, 0 where they are all."""
+        left = self.positions - (self.panels - 1) * self.width
+        return 0 if left == self.width else -(-left // self.v)
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.outs // self.tile_outs)
+
+
+def is_pointwise(p: Problem) -> bool:
+    """Whether the input is its own column matrix."""
+    spec = p.spec
+    return math.prod((*spec.kernel, *spec.stride)) == 1 and not any(map(any, spec.pads(p.size)))
+
+
+@lru_cache(maxsize=1024)
+def product_of(p: Problem) -> Product:
+    """The product with the register tile of least estimated time."""
+    spec, v, width = p.spec, lanes(p.target, p.element), np.dtype(p.dtype).itemsize
+    outs, reduction = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    packed = not spec.transposed and not is_pointwise(p)
+    if spec.transposed:
+        outs, positions = outs * math.prod(spec.kernel), math.prod(p.size)
+    else:
+        reduction, positions = reduction * math.prod(spec.kernel), math.prod(p.out_size)
+    planes = p.batch * spec.groups
+    best: Product | None = None
+    for cols in range(1, min(6, -(-positions // v)) + 1):
+        # Besides the sums: the columns, a factor, and without fused multiply-add a product.
+        most = max(1, (p.target.registers - cols - (1 if p.target.has_fma else 2)) // cols)
+        tile_outs = -(-outs // -(-outs // most))
+        fits = max(1, _BLOCK_BYTES // (cols * v * width))
+        block = -(-reduction // -(-reduction // fits))
+        panels = -(-positions // (cols * v)) * planes
+        panel_bytes = reduction * cols * v * width
+        chunk = max(1, _COLUMN_BYTES // panel_bytes, outs * reduction * width // (2 * panel_bytes))
+        chunk = min(panels, max(chunk, -(-panels // _MOST_CHUNKS))) if packed else panels
+        blocks, vectors = -(-reduction // block), -(-positions // v)
+        last = vectors - (-(-vectors // cols) - 1) * cols
+        whole = _panel_cycles(tile_outs, cols, packed, reduction, blocks)
+        cycles = (vectors - last) / cols * whole + _panel_cycles(tile_outs, last, packed, reduction, blocks)
+        cycles *= -(-outs // tile_outs) * planes
+        if best is None or cycles < best.cycles:
+            best = Product(outs, reduction, positions, planes, packed, tile_outs, cols, block, chunk, v, cycles)
+    assert best is not None
+    return best
+
+
+def _panel_cycles(outs: int, cols: int, packed: bool, reduction: int, blocks: int) -> float:
+    """Estimated cycles of one tile of one panel, two multiply-adds a cycle."""
+    multiply_adds, loads = outs * cols / 2, (outs + cols * (1 if packed else 2)) / 2
+    step = max(multiply_adds, loads, 4.0 if outs * cols < 8 else 0.0) * 1.04 + 0.5
+    return reduction * step + blocks * (2.5 * outs * cols + 20.0)
+
+
+def _images_at_a_time(p: Problem) -> int:
+    """Of a transposed convolution: images whose columns are in memory."""
+    f = product_of(p)
+    image = f.outs * f.positions * p.spec.groups * np.dtype(p.dtype).itemsize
+    return min(p.batch, max(1, _COLUMN_BYTES // image, -(-p.batch // _MOST_CHUNKS)))
+
+
+# -- the algorithm's row -----------------------------------------------------------------------------------------------
+
+
+def _why_not(p: Problem) -> str | None:
+    if p.residual:
+        return "adds no residual"
+    return None
+
+
+def _workspace(p: Problem) -> int:
+    f, width = product_of(p), np.dtype(p.dtype).itemsize
+    if p.spec.transposed:
+        return _images_at_a_time(p) * p.spec.groups * f.outs * f.positions * width
+    return f.chunk * f.reduction * f.width * width if f.packed else 0
+
+
+def _cycles(p: Problem) -> float:
+    f, v = product_of(p), lanes(p.target, p.element)
+    columns = 0.0
+    if p.spec.transposed:
+        taps = f.outs * p.spec.groups * p.batch * f.positions / v
+        columns = taps * 6.0 + p.batch * p.spec.out_channels * math.prod(p.out_size) / v * 6.0
+    elif f.packed:
+        row = min(p.out_size[-1], f.width)
+        step = p.spec.stride[-1] if im2col.step_of(p.spec.stride[-1]) else 4 * v
+        pieces = f.planes * f.reduction * f.positions / row
+        columns = pieces * (8.0 + -(-row // v) * (3.0 + 2.0 * step))
+    chunks = -(-f.panels * f.planes // f.chunk)
+    return (f.cycles + columns) * (0.95 if not columns else 1.1) / p.threads + chunks * 6000.0
+
+
+def _lower(b: Builder, layer: Layer, p: Problem) -> None:
+    f, spec, node = product_of(p), p.spec, layer.node
+    x, y = b.plain(node.inputs[0]), b.new_plain(layer.output)
+    key = ("gemm", f.tile_outs, spec)
+    w = b.static(b.weights.derived(node.inputs[1], key, lambda weight: pack(weight, p, f)))
+    bias = b.constant(node.input(2)) if node.input(2) else np.zeros(spec.out_channels)
+    bias = np.ascontiguousarray(bias, p.dtype)
+    if spec.transposed:
+        _lower_transposed(b, layer, p, f, x, y, w, b.static(bias))
+    else:
+        _lower_columns(b, layer, p, f, x, y, w, b.static(bias))
+
+
+def pack(weight: np.ndarray, p: Problem, f: Product) -> np.ndarray:
+    """``[group][tile][r][outs]``, one after another; the last tile of a group may have fewer outputs.
+
+    Of a transposed convolution the product's outputs are (output channel, tap).
+    """
+    spec = p.spec
+    if spec.transposed:  # [G][C/G][K/G taps] to [G][K/G taps][C/G]
+        rows = weight.reshape(spec.groups, f.reduction, f.outs).swapaxes(1, 2)
+    else:
+        turned = np.flip(weight, tuple(range(2, weight.ndim))) if spec.flip else weight
+        rows = turned.reshape(spec.groups, f.outs, f.reduction)
+    pieces = [
+        np.ascontiguousarray(group[start : start + f.tile_outs].T).reshape(-1)
+        for group in rows
+        for start in range(0, f.outs, f.tile_outs)
+    ]
+    return np.concatenate(pieces).astype(p.dtype, copy=False)
+
+
+def _cut(p: Problem, f: Product, panels: int, threads: int) -> tuple[int, int]:
+    """Panels and tiles of a work item: enough items for the threads, weights and columns read as seldom as can be."""
+    width = np.dtype(p.dtype).itemsize
+    longest = max(1, _RUN_BYTES // (f.width * f.outs * width)) if f.block < f.reduction else panels
+    weights, columns = f.outs * f.reduction * min(p.spec.groups, panels), f.reduction * f.width * panels
+    wanted = _ITEMS_A_THREAD * threads
+    best: tuple[float, int, int] | None = None
+    for parts, share in product(range(1, min(f.tiles, wanted) + 1), (wanted, 2 * wanted)):
+        part_tiles = -(-f.tiles // parts)
+        run = max(1, min(longest, panels // -(-share // parts)))
+        items = -(-panels // run) * -(-f.tiles // part_tiles)
+        # The last round may not have work for all, and items are not alike.
+        idle = -(-items // threads) * threads / items * (1 + threads / (2 * items))
+        # Columns read once are mostly in the cache of the thread that wrote them.
+        again = 2 * -(-f.tiles // part_tiles) - 1
+        traffic = float(-(-panels // run) * weights + again * columns) * width
+        cycles = idle * (f.outs * columns / f.v + traffic / _CACHE_BYTES_A_CYCLE)
+        if best is None or cycles < best[0]:
+            best = cycles, run, part_tiles
+    assert best is not None
+    return best[1:]
+
+
+def _multiply(
+    b: Builder, p: Problem, f: Product, ends: tuple[Ref, Ref, Ref, Ref], touched: tuple[list[Value], list[Value]],
+    panels: tuple[int, int], epilogue: Any, macs: int,
+) -> None:  # fmt: skip
+    """The step that multiplies some panels; ``ends``: weights, columns, bias and output."""
+    first, here = panels
+    tile = gemm.GemmTile(
+        f.tile_outs, f.cols, f.outs - (f.tiles - 1) * f.tile_outs, f.rest_cols, f.packed, p.element, epilogue
+    )  # fmt: skip
+    run, part_tiles = _cut(p, f, here, b.threads)
+    runs, parts = -(-here // run), -(-f.tiles // part_tiles)
+    w, columns, bias, y = ends
+    arguments = {
+        "w": w, "b": columns, "bias": bias, "y": y, "first": first, "panels_here": here, "panels": f.panels,
+        "run": run, "parts": parts, "part_tiles": part_tiles, "k_tiles": f.tiles, "groups": p.spec.groups,
+        "out_channels": f.outs, "positions": f.positions, "reduction": f.reduction, "block": f.block,
+    }  # fmt: skip
+    why = f"product of {f.outs} x {f.reduction} x {f.positions}: {f.tile_outs} outputs by {f.cols} vectors"
+    b.step(tile.name(b.target), gemm, tile, arguments, runs * parts, *touched, why, macs)
+
+
+def _lower_columns(
+    b: Builder, layer: Layer, p: Problem, f: Product, x: Value, y: Value, w: Ref, bias: Ref
+) -> None:  # fmt: skip
+    spec, total = p.spec, f.panels * f.planes
+    if not f.packed:
+        _multiply(b, p, f, (w, x.ref, bias, y.ref), ([x], [y]), (0, total), layer.epilogue, p.macs)
+        return
+    pads = spec.pads(p.size)
+    deep, high, wide = _three(axis_of(spec, pads, axis, p.size[axis], p.out_size[axis]) for axis in range(spec.rank))
+    kernel, stride, dilation = ((1, 1, *values)[-3:] for values in (spec.kernel, spec.stride, spec.dilation))
+    size, out_size = ((1, 1, *values)[-3:] for values in (p.size, p.out_size))
+    columns = b.plain_room((f.chunk * f.reduction * f.width,), p.dtype)
+    tile = im2col.Im2col(im2col.step_of(stride[2]), spec.padding_mode == "zeros", p.element)
+    channels = spec.in_channels // spec.groups
+    common = {
+        "x": x.ref, "columns": columns.ref, "panels": f.panels, "channels": channels, "width": f.width,
+        "slices": b.static(deep.sources), "rows": b.static(high.sources), "cols": b.static(wide.sources),
+        "positions": f.positions, "out_rows": out_size[1], "out_cols": out_size[2],
+        "x_channel": math.prod(size), "x_slice": size[1] * size[2], "x_row": size[2],
+        "taps_deep": kernel[0], "taps_high": kernel[1], "taps_wide": kernel[2],
+        "slice_step": stride[0], "row_step": stride[1], "col_step": stride[2],
+        "slice_gap": dilation[0], "row_gap": dilation[1], "col_gap": dilation[2], "col_low": wide.low,
+    }  # fmt: skip
+    for first in range(0, total, f.chunk):
+        here = min(f.chunk, total - first)
+        why = f"columns {first * f.width} to {(first + here) * f.width} of {total * f.width}"
+        b.step(tile.name(b.target), im2col, tile, {**common, "first": first}, here * channels, [x], [columns], why)
+        macs = p.macs * (first + here) // total - p.macs * first // total
+        ends = (w, columns.ref, bias, y.ref)
+        _multiply(b, p, f, ends, ([columns], [y]), (first, here), layer.epilogue, macs)
+
+
+def _lower_transposed(
+    b: Builder, layer: Layer, p: Problem, f: Product, x: Value, y: Value, w: Ref, bias: Ref
+) -> None:  # fmt: skip
+    spec, images, width = p.spec, _images_at_a_time(p), np.dtype(p.dtype).itemsize
+    pads = spec.pads(p.size)
+    deep, high, wide = _three(axis_of(spec, pads, axis, p.size[axis], p.out_size[axis]) for axis in range(spec.rank))
+    kernel = (1, 1, *spec.kernel)[-3:]
+    size, out_size = ((1, 1, *values)[-3:] for values in (p.size, p.out_size))
+    columns = b.plain_room((images * spec.groups * f.outs * f.positions,), p.dtype)
+    nothing = b.static(np.zeros(spec.groups * f.outs, p.dtype))
+    step = len(wide.phases) if im2col.step_of(len(wide.phases)) else 0
+    tile = col2im.Col2im(step, p.element, layer.epilogue)
+    tables: dict[str, Any] = {"slices": b.static(deep.sources), "rows": b.static(high.sources)}
+    for name, axis in (("deep", deep), ("high", high), ("wide", wide)):
+        firsts = np.cumsum([0, *(len(taps) for taps in axis.phases)])
+        entries = np.array([pair for taps in axis.phases for pair in taps], np.int64).reshape(-1)
+        tables |= {f"{name}_first": b.static(firsts.astype(np.int64)), f"{name}_taps": b.static(entries)}
+    common = {
+        "columns": columns.ref, "bias": bias, **tables, "all_channels": spec.out_channels,
+        "out_slices": out_size[0], "out_rows": out_size[1], "out_cols": out_size[2],
+        "slice_step": len(deep.phases), "row_step": len(high.phases), "col_step": len(wide.phases),
+        "taps": math.prod(kernel), "taps_high": kernel[1], "taps_wide": kernel[2], "positions": f.positions,
+        "x_slice": size[1] * size[2], "x_row": size[2], "col_low": wide.low,
+    }  # fmt: skip
+    for first in range(0, p.batch, images):
+        here = min(images, p.batch - first)
+        panels = here * spec.groups * f.panels
+        x_image, y_image = (math.prod(value.shape[1:]) * width for value in (x, y))
+        ends = (w, Ref(x.buffer, x.offset + first * x_image), nothing, columns.ref)
+        _multiply(b, p, f, ends, ([x], [columns]), (0, panels), (), p.macs * here // p.batch)
+        items = here * spec.out_channels * out_size[0] * out_size[1]
+        arguments = {**common, "y": Ref(y.buffer, y.offset + first * y_image)}
+        why = f"columns of {here} images added up"
+        b.step(tile.name(b.target), col2im, tile, arguments, items, [columns], [y], why)
+
+
+def _three(axes: Any) -> tuple[Axis, Axis, Axis]:
+    """An axis of one element before those that there are, up to three."""
+    own = list(axes)
+    single = Axis(1, 1, np.zeros(1, np.int64), (((0, 0),),), 0)
+    padded = [single] * (3 - len(own)) + own
+    return padded[0], padded[1], padded[2]
+
+
+ROW = Algorithm(
+    "im2col", "gemm", False, _why_not, _cycles, direct.multiplications, _workspace, direct.error_of_sum, _lower
+)  # fmt: skip
