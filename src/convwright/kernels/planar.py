@@ -60,6 +60,7 @@ class PlanarTile:
     column: of a tall tile, the (plane of the row's phase, row) of each tap of a column, or of a run of them.
     partial: ``cols`` vectors cover the row, the last not wholly.
     zeros: padding holds zeros; else a table gives each padded column its source.
+    pieces: vectors of a row of one phase in scratch, where they are few enough to be written out; else 0.
     in_step: the horizontal stride that is pulled apart; out_step: the one that is woven together; 0: above
     ``MOST_STEPS``, by scalars.
     single: the kernel has one tap.
@@ -74,6 +75,7 @@ class PlanarTile:
     column: tuple[tuple[int, int], ...] = ()
     partial: bool = False
     zeros: bool = True
+    pieces: int = 0
     in_step: int = 1
     out_step: int = 1
     single: bool = False
@@ -155,6 +157,7 @@ def _stage(k: Kernel, a: Reader, tile: PlanarTile, x: ir.Value, scratch: ir.Valu
     """
     zero = k.splat(0.0)
     first, first_slice = top * a.row_step, front * a.slice_step
+    masks = [_row_mask(k, a, number * k.v) for number in range(tile.pieces * tile.in_step)]
     with k.loop(0, a.channels) as channel, k.loop(0, a.stage_slices) as slot:
         source = k.load_int(a.slices, first_slice + slot)
         x_slice = k.advance(x, channel * a.x_channel + source * a.x_slice)
@@ -170,31 +173,43 @@ def _stage(k: Kernel, a: Reader, tile: PlanarTile, x: ir.Value, scratch: ir.Valu
                     with present:
                         x_row = k.advance(x_slice, from_row * a.x_row)
                         if tile.zeros and tile.in_step:
-                            _stage_row(k, a, tile.in_step, x_row, at)
+                            _stage_row(k, a, tile, x_row, at, masks)
                         else:
                             _stage_row_by_table(k, a, tile, x_row, at)
                 here.set(k.advance(at, a.pitch))
 
 
-def _stage_row(k: Kernel, a: Reader, step: int, x: ir.Value, to: ir.Value) -> None:
-    """A row between zeros: vectors wholly inside it from ``body_start`` to ``body_stop``, masked ones around."""
+def _row_mask(k: Kernel, a: Reader, place: Integer) -> ir.Value:
+    """The lanes of the vector from ``place`` in a padded row that are elements of the input."""
+    return k.mask(a.col_low - place, a.col_low + a.x_row - place)
 
-    def piece(place: Int, masked: bool) -> None:
-        vectors = []
-        for number in range(step):
-            source = place * step + number * k.v - a.col_low
-            within = k.mask(0 - source, a.x_row - source) if masked else None
-            vectors.append(k.load(x, source, within))
+
+def _stage_row(k: Kernel, a: Reader, tile: PlanarTile, x: ir.Value, to: ir.Value, masks: list[ir.Value]) -> None:
+    """A row between zeros: vectors wholly inside it from ``body_start`` to ``body_stop``, masked ones around.
+
+    Of a short row every vector is masked, by ``masks`` made beforehand.
+    """
+    step = tile.in_step
+    padded = k.advance(x, 0 - a.col_low)
+
+    def piece(place: Integer, within: list[ir.Value | None]) -> None:
+        vectors = [k.load(padded, place * step + number * k.v, within[number]) for number in range(step)]
         for phase, vector in enumerate(pull_apart(k, vectors)):
-            k.store(vector, to, a.plane * phase + place)
+            k.store(vector, k.advance(to, a.plane * phase), place)
 
-    for start, stop, masked in (
-        (0, a.body_start, True),
-        (a.body_start, a.body_stop, False),
-        (a.body_stop, a.pitch, True),
-    ):
-        with k.loop(start, stop, k.v) as place:
-            piece(place, masked)
+    def masked(place: Int) -> None:
+        piece(place, [_row_mask(k, a, place * step + number * k.v) for number in range(step)])
+
+    if tile.pieces:
+        for number in range(tile.pieces):
+            piece(number * k.v, list(masks[number * step : (number + 1) * step]))
+        return
+    with k.loop(0, a.body_start, k.v) as place:
+        masked(place)
+    with k.loop(a.body_start, a.body_stop, k.v) as place:
+        piece(place, [None] * step)
+    with k.loop(a.body_stop, a.pitch, k.v) as place:
+        masked(place)
 
 
 def _stage_row_by_table(k: Kernel, a: Reader, tile: PlanarTile, x: ir.Value, to: ir.Value) -> None:

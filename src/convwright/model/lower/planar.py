@@ -24,6 +24,7 @@ from convwright.spec.checks import Pads
 
 _SCRATCH_BYTES = 384 * 1024  # a strip of the input: with its results a part of the second-level cache
 _OUTS = (1, 2, 3, 4, 6, 8)
+_MASKS = 4  # of a row's vectors that are held while rows enter scratch
 _TALLEST = 8  # taps of a column that a tall tile holds in registers
 _ITEM_CYCLES = 20_000.0  # of work items, where there are enough groups: the item's own cost does not count then
 
@@ -187,6 +188,9 @@ def form_of(p: Problem) -> Form:
                 outs, rows, cols, flat, column=column, partial=partial, single=single_tap and not run, **common
             )
             form = Form((deep, rows_axis, wide), spec.groups, channels, out_channels, tile, v)
+            pieces = -(-form.pitch // v)
+            if tile.zeros and 0 < pieces * tile.in_step <= _MASKS:
+                form = replace(form, tile=replace(tile, pieces=pieces))
             for cut in _strips(p, form):
                 if cut.strip_rows < rows:
                     continue
@@ -267,7 +271,7 @@ def _estimate(p: Problem, form: Form) -> Form:
     leave = form.strip_rows * phases * (2.0 * -(-wide.grid // v) + 12.0) * tile.outs if tile.staged_output else 0.0
     stage_rows = (form.strip_rows - 1) * high.step + high.reach + 1
     pieces_of_row = -(-form.pitch // v) * wide.step
-    stage_row = 2.5 * pieces_of_row + 10.0
+    stage_row = (2.0 if tile.pieces else 3.5) * pieces_of_row * max(1, wide.step - 1) + 8.0
     if not tile.in_step or not tile.zeros:
         stage_row += 3.0 * (form.pitch * wide.step if not tile.in_step else wide.reach + v)
     stage = form.channels * form.stage_slices * stage_rows * stage_row
