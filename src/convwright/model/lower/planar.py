@@ -24,6 +24,7 @@ from convwright.spec.checks import Pads
 
 _SCRATCH_BYTES = 384 * 1024  # a strip of the input: with its results a part of the second-level cache
 _OUTS = (1, 2, 3, 4, 6, 8)
+_FIRST_LEVEL_BYTES = 24 * 1024
 _MASKS = 4  # of a row's vectors that are held while rows enter scratch
 _TALLEST = 8  # taps of a column that a tall tile holds in registers
 _ITEM_CYCLES = 20_000.0  # of work items, where there are enough groups: the item's own cost does not count then
@@ -265,7 +266,9 @@ def _estimate(p: Problem, form: Form) -> Form:
     taps = math.prod(sum(map(len, axis.phases)) / len(axis.phases) for axis in form.axes)
     run = len(tile.column) or 1
     inputs = tile.cols * len({(plane, row + out) for plane, row in tile.column for out in range(tile.rows)}) or vectors
-    multiply_adds, loads = vectors * tile.outs * run / 2, inputs * 0.9 + tile.outs * run * 0.5
+    far = form.channels * form.channel * np.dtype(p.dtype).itemsize > _FIRST_LEVEL_BYTES
+    load = 1.4 if far else 0.9  # cycles of a vector that two lines share, from the second-level cache or the first
+    multiply_adds, loads = vectors * tile.outs * run / 2, inputs * load + tile.outs * run * 0.5
     step = max(multiply_adds, loads, 4.0 if vectors * tile.outs < 8 else 0.0) + 1.0
     sums = pieces * phases * (form.channels * taps / run * step + 2.0 * vectors * tile.outs + 20.0)
     leave = form.strip_rows * phases * (2.0 * -(-wide.grid // v) + 12.0) * tile.outs if tile.staged_output else 0.0
