@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from convwright.codegen.target import Target, host_target
 from convwright.errors import ConvwrightError
 from convwright.graph import Node
 from convwright.kernels import planar
+from convwright.model import weights as weights_module
 from convwright.model.lower import planar as lowering
 from convwright.model.lower.conv import algorithm_of
 from convwright.model.problem import Problem
@@ -187,3 +189,15 @@ def test_scratch_is_what_the_row_says() -> None:
     plan = Case(spec, (56, 56), threads=2).check(host_target())
     (step,) = plan.steps
     assert lowering.ROW.workspace(p) == step.arguments["scratch"].buffer.nbytes < 2 * lowering._SCRATCH_BYTES
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_weights_come_back_from_their_packed_form(seed: int) -> None:
+    case = random_case(seed, host_target())
+    inputs, constants = case.arrays()
+    kept = constants["w"].copy()
+    weights = case.plan(inputs, constants, host_target()).builder.weights
+    with patch.object(weights_module, "_SMALL", 0):
+        weights.release()
+    assert not weights.constants["w"].any()
+    np.testing.assert_array_equal(weights.array("w").reshape(kept.shape), kept)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -145,6 +146,7 @@ class Weights:
         self._packed: dict[tuple[str, str, int, tuple[int, ...]], np.ndarray] = {}
         self._vectors: dict[tuple[str, ...], np.ndarray] = {}
         self._derived: dict[tuple[Hashable, ...], np.ndarray] = {}
+        self._restored: dict[str, Callable[[], np.ndarray]] = {}
         self._released: set[str] = set()
 
     def get(self, name: str, form: str, shape: tuple[int, ...], groups: int = 1) -> np.ndarray:
@@ -166,10 +168,21 @@ class Weights:
                     self._packed[key] = pack_depthwise(array, self.v)
         return self._packed[key]
 
-    def derived(self, name: str, key: tuple[Hashable, ...], make: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """What ``make`` gives of the constant in row-major order, kept under ``key``; the constant stays beside it."""
+    def derived(
+        self,
+        name: str,
+        key: tuple[Hashable, ...],
+        make: Callable[[np.ndarray], np.ndarray],
+        restore: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """What ``make`` gives of the constant in row-major order, kept under ``key``.
+
+        ``restore`` gives the constant back to the last bit; without it the constant stays beside what was made of it.
+        """
         if (name, *key) not in self._derived:
-            self._derived[name, *key] = make(self.array(name))
+            self._derived[name, *key] = made = make(self.array(name))
+            if restore is not None:
+                self._restored.setdefault(name, partial(restore, made))
         return self._derived[name, *key]
 
     def channels(self, key: tuple[str, ...], values: np.ndarray) -> np.ndarray:
@@ -189,6 +202,8 @@ class Weights:
         """The constant in row-major order."""
         if name not in self._released:
             return self.constants[name]
+        if name in self._restored:
+            return self._restored[name]().reshape(self.constants[name].shape)
         forms = ((key, packed) for key, packed in self._packed.items() if key[0] == name and key[1] in _INVERTIBLE)
         key, packed = next(forms)
         _, form, groups, shape = key
@@ -202,15 +217,11 @@ class Weights:
 
         Winograd's transformed weights cannot give the constant back to the last bit: it stays beside them.
         """
-        for name, form, *_ in self._packed:
+        given_back = {name for name, form, *_ in self._packed if form in _INVERTIBLE} | set(self._restored)
+        for name in given_back - self._released:
             array = self.constants[name]
-            if (
-                form in _INVERTIBLE
-                and name not in self._released
-                and array.nbytes > _SMALL
-                and array.dtype == np.float32
-            ):
-                self.constants[name] = np.broadcast_to(np.float32(0), array.shape)
+            if array.nbytes > _SMALL and (array.dtype == np.float32 or name in self._restored):
+                self.constants[name] = np.broadcast_to(np.zeros((), array.dtype), array.shape)
                 self._released.add(name)
 
     def unpacked(self) -> dict[str, np.ndarray]:

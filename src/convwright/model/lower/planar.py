@@ -318,7 +318,12 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
     tile = replace(form.tile, epilogue=layer.epilogue)
     phases, taps, places = _tables(form)
     key = ("planar", tile.outs, len(tile.column), spec)
-    packed = b.weights.derived(node.inputs[1], key, lambda weight: _pack(weight, p, form, places))
+    packed = b.weights.derived(
+        node.inputs[1],
+        key,
+        lambda weight: _pack(weight, p, form, places),
+        lambda packed: _unpack(packed, p, form, places),
+    )
     bias = b.constant(node.input(2)) if node.input(2) else np.zeros(spec.out_channels, p.dtype)
     body_start, body_stop = _body(form, p.size[-1])
     cols = np.full(form.pitch * wide.step, -1, np.int64)
@@ -394,20 +399,43 @@ def _tables(form: Form) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     return np.array(phases, np.int64), np.array([*taps, 0], np.int64), places
 
 
+def _by_group(weight: np.ndarray, p: Problem) -> np.ndarray:
+    """A view ``[G][K/G][C/G][depth][height][width]`` of weights in row-major order."""
+    shaped = weight.reshape(p.spec.groups, -1, weight.shape[1], *(1, 1, *p.spec.kernel)[-3:])
+    return shaped.swapaxes(1, 2) if p.spec.transposed else shaped
+
+
+def _outs_of_tiles(form: Form) -> np.ndarray:
+    """``[tile][outs]``: a group's output channels, the last tile moved back inside."""
+    outs = form.tile.outs
+    starts = [min(tile * outs, form.out_channels - outs) for tile in range(-(-form.out_channels // outs))]
+    return np.array([range(start, start + outs) for start in starts])
+
+
 def _pack(weight: np.ndarray, p: Problem, form: Form, places: list[np.ndarray]) -> np.ndarray:
     """``[phase][group][tile of outs][channel][tap][outs]``, one after another."""
-    outs, groups = form.tile.outs, form.groups
-    shaped = weight.reshape(groups, -1, weight.shape[1], *(1, 1, *p.spec.kernel)[-3:])
-    if p.spec.transposed:  # [G][C/G][K/G] to [G][K/G][C/G]
-        shaped = shaped.swapaxes(1, 2)
-    starts = [min(tile * outs, form.out_channels - outs) for tile in range(-(-form.out_channels // outs))]
-    chosen = np.array([range(start, start + outs) for start in starts])
-    packed = []
+    shaped, chosen, packed = _by_group(weight, p), _outs_of_tiles(form), []
     for of_phase in places:
         part = shaped[:, :, :, of_phase[:, 0], of_phase[:, 1], of_phase[:, 2]]  # [G][K/G][C/G][taps]
         part = np.where(of_phase[:, 1] < 0, 0, part)
         packed.append(part[:, chosen].transpose(0, 1, 3, 4, 2).reshape(-1))
     return np.concatenate([*packed, np.zeros(1)]).astype(p.dtype)
+
+
+def _unpack(packed: np.ndarray, p: Problem, form: Form, places: list[np.ndarray]) -> np.ndarray:
+    """The weights in row-major order, of what ``_pack`` gave."""
+    weight = np.empty(p.spec.weight_shape, packed.dtype)
+    shaped, chosen, at = _by_group(weight, p), _outs_of_tiles(form), 0
+    for of_phase in places:
+        shape = (form.groups, *chosen.shape[:1], form.channels, len(of_phase), form.tile.outs)
+        part = packed[at : at + math.prod(shape)].reshape(shape).transpose(0, 1, 4, 2, 3)
+        at += math.prod(shape)
+        real = np.flatnonzero(of_phase[:, 1] >= 0)
+        for tile, outs in enumerate(chosen):
+            for tap in real:
+                depth, row, col = of_phase[tap]
+                shaped[:, outs[0] : outs[-1] + 1, :, depth, row, col] = part[:, tile, :, :, tap]
+    return weight
 
 
 ROW = Algorithm(
