@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from convwright.cli import peers
 from convwright.cli.peers import PEERS, Peer
-from convwright.cli.race import Lost, deviation, race, run_once
+from convwright.cli.race import Entry, Lost, Workers, compete, deviation, race, run_once
 from convwright.cli.worker import memory, settle
 from convwright.torch.evaluate import Evaluator
 
@@ -143,3 +143,32 @@ def test_deviation_of_differing_outputs() -> None:
 def test_an_idle_process_has_settled() -> None:
     assert settle(limit=5.0) < 0.1
     assert 0 < memory("VmRSS") <= memory("VmHWM")
+
+
+def test_entries_may_have_models_of_their_own(network: str, tmp_path: Path) -> None:
+    """Processes stay between races, a slow one is lost, and a model in another form is compared with its truth."""
+    other = onnx.load(network)
+    other.graph.initializer[-1].CopyFrom(numpy_helper.from_array(values(5, 8), "fc"))
+    path = str(tmp_path / "other.onnx")
+    onnx.save(other, path)
+    x = {"x": values(1, 3, 12, 12)}
+    with Workers(1) as workers:
+        entries = [Entry("one", "onnxruntime", network, x), Entry("two", "onnxruntime", path, x)]
+        entries.append(Entry("wrong", "onnxruntime", path, x, truth=network))
+        errors = {row.peer: row.error or 0.0 for row in compete(entries, workers, seconds=0, turn=0.01, keep=True)}
+        kept = workers.get("one", "onnxruntime").process.pid
+        assert 0 < errors["one"] < 1e-5
+        assert 0 < errors["two"] < 1e-5
+        assert errors["wrong"] > 0.1
+        (row,) = compete([Entry("one", "onnxruntime", path, x)], workers, seconds=0, keep=True, compare=False)
+        assert row.reason is None
+        assert workers.get("one", "onnxruntime").process.pid == kept
+        (row,) = compete([Entry("one", "onnxruntime", path, x)], workers, seconds=0, patience=1e-6)
+        assert row.reason == "no answer within 1e-06 s"  # its process was ended
+        (row,) = compete([Entry("one", "onnxruntime", path, x)], workers, seconds=0, compare=False)
+        assert row.reason is None  # a new process
+        assert workers.get("one", "onnxruntime").process.pid != kept
+
+
+def test_deviation_of_small_integers() -> None:
+    assert deviation([np.array([254], np.uint8)], [np.array([255], np.uint8)]) == 1 / 255

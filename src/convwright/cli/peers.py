@@ -110,13 +110,18 @@ def _openvino(path: str, shapes: Shapes, threads: int) -> Runner:
     return run
 
 
-def _torch(path: str, shapes: Shapes, threads: int) -> Runner:
-    import torch
+def _torch(channels_last: bool) -> Callable[[str, Shapes, int], Runner]:
+    """PyTorch in one of its two layouts: channels last is the faster for most networks, not for every single layer."""
 
-    from convwright.torch.evaluate import Evaluator
+    def opened(path: str, shapes: Shapes, threads: int) -> Runner:
+        import torch
 
-    torch.set_num_threads(threads)
-    return Evaluator(path, dtype=torch.float32, channels_last=True)
+        from convwright.torch.evaluate import Evaluator
+
+        torch.set_num_threads(threads)
+        return Evaluator(path, dtype=torch.float32, channels_last=channels_last)
+
+    return opened
 
 
 def _torch_integer(path: str, shapes: Shapes, threads: int) -> Runner:
@@ -248,7 +253,8 @@ PEERS = {
     "convwright": Peer(("llvmlite", "convwright.model"), "convwright", _Convwright),
     "onnxruntime": Peer(("onnxruntime",), "onnxruntime", _onnxruntime),
     "openvino": Peer(("openvino",), "openvino", _openvino),
-    "torch": Peer(("torch", "convwright.torch.evaluate"), "torch", _torch),
+    "torch": Peer(("torch", "convwright.torch.evaluate"), "torch", _torch(channels_last=True)),
+    "torch-nchw": Peer(("torch", "convwright.torch.evaluate"), "torch", _torch(channels_last=False)),
     "torch-int8": Peer(("torch", "onnx"), "torch", _torch_integer),
     "ncnn": Peer(("ncnn", "pnnx"), "ncnn", _ncnn),
 }

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -60,24 +61,29 @@ class Lost(Exception):
 class _Worker:
     """The parent's end of a worker process."""
 
-    def __init__(self, peer: str, folder: Path, environment: Mapping[str, str]) -> None:
-        self.log = folder / f"{peer}.log"
-        with open(self.log, "wb") as log:
+    def __init__(self, peer: str, log: Path, environment: Mapping[str, str]) -> None:
+        self.log = log
+        with open(log, "wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "convwright.cli.worker", peer],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=file,
                 text=True,
                 env={**os.environ, **environment},
             )
 
-    def ask(self, **request: Any) -> dict[str, Any]:
+    def ask(self, patience: float | None = None, **request: Any) -> dict[str, Any]:
+        """The answer to a request. One that takes more than `patience` seconds costs the process its life."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
+            # Answers are one line each, so that none can be waiting in the buffer, which select does not see.
+            if patience is not None and not select.select([self.process.stdout], [], [], patience)[0]:
+                self.process.kill()
+                raise Lost(f"no answer within {patience:g} s")
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
@@ -100,6 +106,57 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Who takes part in a race.
+
+    - `name`: of its row and of its process.
+    - `peer`: a name from `convwright.cli.peers`.
+    - `path`: the model's file.
+    - `inputs`: what it is fed; their shapes override the model's.
+    - `truth`: the ONNX file to compare with in float64, the same model as `path`, which may have another form.
+    """
+
+    name: str
+    peer: str
+    path: str
+    inputs: Mapping[str, np.ndarray]
+    truth: str | None = None
+
+
+class Workers(contextlib.AbstractContextManager["Workers"]):
+    """Processes that may be kept from race to race, so that many short races import each runtime once.
+
+    - `threads`: of each runtime.
+    - `environment`: variables for the processes.
+    """
+
+    def __init__(self, threads: int, environment: Mapping[str, str] | None = None) -> None:
+        self.threads = threads
+        self._environment = {"OMP_NUM_THREADS": str(threads), **(environment or {})}
+        self._stack = contextlib.ExitStack()
+        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="convwright-bench-")))
+        self._workers: dict[str, _Worker] = {}
+
+    def get(self, name: str, peer: str) -> _Worker:
+        """The process of this name, which holds the runtime `peer`; a new one where the last has ended."""
+        worker = self._workers.get(name)
+        if worker is None or worker.process.poll() is not None:
+            self.drop(name)
+            worker = self._workers[name] = _Worker(peer, self.folder / f"{name}.log", self._environment)
+        return worker
+
+    def drop(self, name: str) -> None:
+        """End the process of this name, if there is one."""
+        if name in self._workers:
+            self._workers.pop(name).close()
+
+    def __exit__(self, *details: object) -> None:
+        for name in list(self._workers):
+            self.drop(name)
+        self._stack.close()
 
 
 def race(
@@ -125,43 +182,79 @@ def race(
 
     A runtime that is missing or fails has its reason in its row.
     """
-    rows = {name: Row(name) for name in peers}
-    shared = {"OMP_NUM_THREADS": str(threads), **(environment or {})}
-    with tempfile.TemporaryDirectory(prefix="convwright-bench-") as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        opening = _opening(path, inputs, folder, threads)
-        workers: dict[str, _Worker] = {}
-        for row, worker in _started(rows, folder, shared, stack):
-            report(f"first run: {row.peer}", 0.0)
-            with _recorded(row):
-                answer = worker.ask(**opening)
-                row.version, row.first_s, row.import_s = answer["version"], answer["first_s"], answer["import_s"]
-                row.beyond, row.busy = answer["baseline"], answer["busy"]
-                workers[row.peer] = worker
-            if row.reason is not None and row.peer in required:
-                raise Lost(row.reason)
-        _rounds(rows, workers, seconds, report)
-        for peer, worker in workers.items():
-            with _recorded(rows[peer]):
-                row = rows[peer]
-                answer = worker.ask(do="finish", outputs=str(folder / f"{peer}.npz"))
+    entries = [Entry(name, name, path, inputs) for name in peers]
+    with Workers(threads, environment) as workers:
+        return compete(entries, workers, seconds=seconds, required=required, compare=compare, report=report)
+
+
+def compete(
+    entries: Sequence[Entry],
+    workers: Workers,
+    *,
+    seconds: float,
+    turn: float = TURN,
+    required: Sequence[str] = (),
+    compare: bool = True,
+    keep: bool = False,
+    patience: float | None = None,
+    report: Callable[[str, float], None] = lambda what, share: None,
+) -> list[Row]:
+    """What `race` does, for entries that may differ in their models: a row each.
+
+    - `turn`: seconds that an entry has the machine to itself.
+    - `required`: names of entries, as in `race`.
+    - `keep`: whether the processes stay for the next race; memory figures then are of all their models together.
+    - `patience`: seconds that an entry may take to open its model and run it once; one that takes longer is lost.
+
+    Each entry is compared with its own model in float64; entries of equal models are fed the same inputs.
+    """
+    rows = {entry.name: Row(entry.name) for entry in entries}
+    with contextlib.ExitStack() as stack:
+        folders = {name: Path(stack.enter_context(tempfile.TemporaryDirectory(dir=workers.folder))) for name in rows}
+        openings = {e.name: _opening(e.path, e.inputs, folders[e.name], workers.threads) for e in entries}
+        running = _opened(entries, rows, openings, workers, required, patience, report)
+        _rounds(rows, running, seconds, turn, report)
+        for name, worker in running.items():
+            with _recorded(rows[name]):
+                row = rows[name]
+                answer = worker.ask(do="finish", outputs=str(folders[name] / "outputs.npz"))
                 row.peak, row.account = answer["peak"], answer["account"]
                 row.beyond = answer["peak"] - (row.beyond or 0)
-            worker.close()
+            if not keep:
+                workers.drop(name)
         if compare:
             report("float64 run", 1.0)
-            _compare(rows, opening, folder, shared, stack)
+            truths = {e.name: openings[e.name] | {"path": os.path.abspath(e.truth or e.path)} for e in entries}
+            _compare(rows, truths, folders, workers)
+            if not keep:
+                workers.drop("float64")
     _summarise(rows)
     return list(rows.values())
 
 
-def _started(
-    rows: Mapping[str, Row], folder: Path, environment: Mapping[str, str], stack: contextlib.ExitStack
-) -> Iterator[tuple[Row, _Worker]]:
-    for name, row in rows.items():
-        worker = _Worker(name, folder, environment)
-        stack.callback(worker.close)
-        yield row, worker
+def _opened(
+    entries: Sequence[Entry],
+    rows: Mapping[str, Row],
+    openings: Mapping[str, dict[str, Any]],
+    workers: Workers,
+    required: Sequence[str],
+    patience: float | None,
+    report: Callable[[str, float], None],
+) -> dict[str, _Worker]:
+    """The processes of those entries that have run their model once."""
+    running: dict[str, _Worker] = {}
+    for entry in entries:
+        row = rows[entry.name]
+        worker = workers.get(entry.name, entry.peer)
+        report(f"first run: {entry.name}", 0.0)
+        with _recorded(row):
+            answer = worker.ask(patience, **openings[entry.name])
+            row.version, row.first_s, row.import_s = answer["version"], answer["first_s"], answer["import_s"]
+            row.beyond, row.busy = answer["baseline"], answer["busy"]
+            running[entry.name] = worker
+        if row.reason is not None and entry.name in required:
+            raise Lost(row.reason)
+    return running
 
 
 @contextlib.contextmanager
@@ -173,17 +266,21 @@ def _recorded(row: Row) -> Iterator[None]:
 
 
 def _rounds(
-    rows: Mapping[str, Row], workers: dict[str, _Worker], seconds: float, report: Callable[[str, float], None]
+    rows: Mapping[str, Row],
+    workers: dict[str, _Worker],
+    seconds: float,
+    turn: float,
+    report: Callable[[str, float], None],
 ) -> None:
     """Turns in rounds; whoever begins a round ends the next, so that none always follows the same neighbour."""
     counts = dict.fromkeys(workers, 1)
     for peer in list(workers):
         with _recorded(rows[peer]):
             once = min(workers[peer].ask(do="time", count=2)["seconds"])
-            counts[peer] = max(1, min(500, round(TURN / once)))
+            counts[peer] = max(1, min(500, round(turn / once)))
         if rows[peer].reason is not None:
             del workers[peer]
-    total = max(3, round(seconds / (TURN * max(1, len(workers)))))
+    total = max(3, round(seconds / (turn * max(1, len(workers)))))
     order = list(workers)
     for index in range(total):
         for peer in order:
@@ -199,23 +296,25 @@ def _rounds(
 
 
 def _compare(
-    rows: Mapping[str, Row],
-    opening: dict[str, Any],
-    folder: Path,
-    environment: Mapping[str, str],
-    stack: contextlib.ExitStack,
+    rows: Mapping[str, Row], openings: Mapping[str, dict[str, Any]], folders: Mapping[str, Path], workers: Workers
 ) -> None:
-    done = [row for row in rows.values() if row.reason is None]
-    if not done:
-        return
-    worker = _Worker("float64", folder, environment)
-    stack.callback(worker.close)
-    with contextlib.suppress(Lost):
-        worker.ask(**opening)
-        worker.ask(do="finish", outputs=str(folder / "float64.npz"))
-        truth = read_outputs(folder / "float64.npz")
-        for row in done:
-            row.error = deviation(read_outputs(folder / f"{row.peer}.npz"), truth)
+    truths: dict[str, list[np.ndarray] | None] = {}  # by model; None where it has no float64 run
+    for name, row in rows.items():
+        if row.reason is not None:
+            continue
+        opening = openings[name]
+        model = opening["path"]
+        if model not in truths:
+            truths[model] = None
+            outputs = folders[name] / "float64.npz"
+            with contextlib.suppress(Lost):
+                worker = workers.get("float64", "float64")
+                worker.ask(**opening)
+                worker.ask(do="finish", outputs=str(outputs))
+                truths[model] = read_outputs(outputs)
+        truth = truths[model]
+        if truth is not None:
+            row.error = deviation(read_outputs(folders[name] / "outputs.npz"), truth)
 
 
 def run_once(
@@ -230,15 +329,11 @@ def run_once(
 
     `peer` is a name from `convwright.cli.peers`, or "float64". Raises `Lost` where it cannot.
     """
-    with tempfile.TemporaryDirectory(prefix="convwright-bench-") as name:
-        folder = Path(name)
-        worker = _Worker(peer, folder, {"OMP_NUM_THREADS": str(threads), **(environment or {})})
-        try:
-            measured = worker.ask(**_opening(path, inputs, folder, threads))
-            measured |= worker.ask(do="finish", outputs=str(folder / "outputs.npz"))
-            return measured, read_outputs(folder / "outputs.npz")
-        finally:
-            worker.close()
+    with Workers(threads, environment) as workers:
+        worker = workers.get(peer, peer)
+        measured = worker.ask(**_opening(path, inputs, workers.folder, threads))
+        measured |= worker.ask(do="finish", outputs=str(workers.folder / "outputs.npz"))
+        return measured, read_outputs(workers.folder / "outputs.npz")
 
 
 def _opening(path: str, inputs: Mapping[str, np.ndarray], folder: Path, threads: int) -> dict[str, Any]:
@@ -274,8 +369,9 @@ def deviation(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> fl
         if y.size != truth.size:
             return float("nan")
         if truth.size:
-            scale = float(np.abs(truth).max()) or 1.0
-            share = float(np.abs(y.reshape(truth.shape) - truth).max()) / scale
+            wide = truth.astype(np.float64)  # small integers would wrap around
+            scale = float(np.abs(wide).max()) or 1.0
+            share = float(np.abs(y.reshape(truth.shape) - wide).max()) / scale
             worst = share if np.isnan(share) else max(worst, share)
             if np.isnan(worst):
                 break

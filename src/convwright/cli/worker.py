@@ -14,22 +14,27 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from convwright.cli.peers import FLOAT64, PEERS, Accountable, Peer, Runner, Unavailable
+from convwright.cli.peers import FLOAT64, PEERS, Accountable, Arrays, Peer, Runner, Unavailable
+
+
+def _nothing(inputs: Arrays) -> dict[str, np.ndarray]:
+    raise Unavailable("no model is open")
 
 
 class Worker:
-    """One runtime with one model."""
+    """One runtime with one model at a time."""
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
         self.inputs: dict[str, np.ndarray] = {}
-        self.run: Runner
+        self.run: Runner = _nothing
 
     def open(self, path: str, inputs: str, names: list[str], threads: int) -> dict[str, Any]:
         """Open the model and run it once: `first_s` is the time from opening the file to the first answer.
 
         Importing the runtime comes before and is told apart; `baseline` is the memory held then, in bytes.
         """
+        self.inputs, self.run = {}, _nothing  # the last model is gone before the next one comes
         reason = self.peer.why_not()
         if reason is not None:
             raise Unavailable(reason)

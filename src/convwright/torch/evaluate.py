@@ -6,7 +6,6 @@ operator that is not in the table below, or that is asked for in a way PyTorch d
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -18,19 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convwright.errors import ConvwrightError
+from convwright.torch.convolutions import conv, conv_integer, conv_transpose, deform_conv, qlinear_conv
+from convwright.torch.step import NotAlike, Step, not_alike, padded, pads
 
-
-class _NotAlike(Exception):
-    """PyTorch has no operator that means the same; the node goes through onnx.reference."""
-
-
-@dataclass(slots=True)
-class _Step:
-    """A node, its attributes, and the values that nobody reads after it."""
-
-    node: onnx.NodeProto
-    attributes: dict[str, Any]
-    spent: list[str]
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Evaluator:
@@ -57,7 +47,7 @@ class Evaluator:
         self.steps = self._schedule(model.graph.node)
         self._references: dict[int, ReferenceEvaluator] = {}
 
-    def _schedule(self, nodes: Sequence[onnx.NodeProto]) -> list[_Step]:
+    def _schedule(self, nodes: Sequence[onnx.NodeProto]) -> list[Step]:
         last_reader = {name: index for index, node in enumerate(nodes) for name in node.input}
         kept = {*self.outputs, ""}
         spent: list[list[str]] = [[] for _ in nodes]
@@ -70,40 +60,41 @@ class Evaluator:
             if node.op_type == "Constant" and "value" in attributes:
                 self.constants[node.output[0]] = self._tensor(onnx.numpy_helper.to_array(attributes["value"]))
             else:
-                steps.append(_Step(node, attributes, names))
+                fixed = all(name in self.constants or not name for name in node.input[1:])
+                steps.append(Step(node, attributes, names, self.dtype, self.channels_last, fixed))
         for step in steps:
             step.spent = [name for name in step.spent if name not in self.constants]
         return steps
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return self._typed(torch.from_numpy(np.array(array)))
-
-    def _typed(self, tensor: Tensor) -> Tensor:
+        """As a tensor that may share the array's memory: no operator writes to its inputs."""
+        usable = array.flags.writeable and min(array.strides, default=0) >= 0
+        tensor = torch.from_numpy(array if usable else np.array(array))
         if tensor.is_floating_point():
             tensor = tensor.to(self.dtype)
-        if self.channels_last and tensor.dim() == 4:
-            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        if self.channels_last and tensor.dim() in _CHANNELS_LAST:
+            tensor = tensor.contiguous(memory_format=_CHANNELS_LAST[tensor.dim()])
         return tensor
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the network: arrays by input name in, arrays by output name out."""
+        """Run the network: arrays by input name in, row-major arrays by output name out."""
         with torch.inference_mode():
             values: dict[str, Tensor] = {name: self._tensor(array) for name, array in inputs.items()}
             for step in self.steps:
                 self._run(step, values)
-            return {name: self._value(values, name).numpy() for name in self.outputs}
+            return {name: self._value(values, name).contiguous().numpy() for name in self.outputs}
 
     def _value(self, values: dict[str, Tensor], name: str) -> Tensor:
         return values[name] if name in values else self.constants[name]
 
-    def _run(self, step: _Step, values: dict[str, Tensor]) -> None:
+    def _run(self, step: Step, values: dict[str, Tensor]) -> None:
         arguments = [self._value(values, name) if name else None for name in step.node.input]
         operator = _OPERATORS.get(step.node.op_type) if step.node.domain in ("", "ai.onnx") else None
         try:
             if operator is None:
-                raise _NotAlike
+                raise NotAlike
             result = operator(step, *arguments)
-        except _NotAlike:
+        except NotAlike:
             result = self._reference(step, arguments)
         results = [result] if isinstance(result, Tensor) else result
         for name, tensor in zip(step.node.output, results, strict=False):
@@ -111,7 +102,7 @@ class Evaluator:
         for name in step.spent:
             values.pop(name, None)
 
-    def _reference(self, step: _Step, arguments: Sequence[Tensor | None]) -> list[Tensor]:
+    def _reference(self, step: Step, arguments: Sequence[Tensor | None]) -> list[Tensor]:
         evaluator = self._references.get(id(step))
         if evaluator is None:
             try:
@@ -122,111 +113,66 @@ class Evaluator:
         return [self._tensor(np.asarray(array)) for array in evaluator.run(None, feed)]
 
 
-def _pads(step: _Step, x: Tensor, kernel: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The padding before and after each spatial axis, `auto_pad` worked out."""
-    rank = len(kernel)
-    mode = step.attributes.get("auto_pad", b"NOTSET")
-    if mode in (b"NOTSET", b"VALID"):
-        pads = step.attributes.get("pads", [0] * 2 * rank) if mode == b"NOTSET" else [0] * 2 * rank
-        return list(pads[:rank]), list(pads[rank:])
-    strides, dilations = (step.attributes.get(key, [1] * rank) for key in ("strides", "dilations"))
-    low, high = [], []
-    for size, k, stride, dilation in zip(x.shape[2:], kernel, strides, dilations, strict=True):
-        total = max((-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size, 0)
-        small, large = total // 2, total - total // 2
-        low.append(small if mode == b"SAME_UPPER" else large)
-        high.append(large if mode == b"SAME_UPPER" else small)
-    return low, high
-
-
-def _padded(x: Tensor, low: Sequence[int], high: Sequence[int], value: float = 0.0) -> Tensor:
-    pairs = [amount for pair in reversed(list(zip(low, high, strict=True))) for amount in pair]
-    return F.pad(x, pairs, value=value)
-
-
-def _conv(step: _Step, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    rank = x.dim() - 2
-    low, high = _pads(step, x, weight.shape[2:])
-    if low != high:
-        x, low = _padded(x, low, high), [0] * rank
-    convolve: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
-    strides, dilations = (step.attributes.get(key, [1] * rank) for key in ("strides", "dilations"))
-    return convolve(x, weight, bias, strides, low, dilations, step.attributes.get("group", 1))
-
-
-def _conv_transpose(step: _Step, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    rank = x.dim() - 2
-    if "output_shape" in step.attributes or step.attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
-        raise _NotAlike
-    low, high = _pads(step, x, weight.shape[2:])
-    if low != high:
-        raise _NotAlike
-    convolve: Callable[..., Tensor] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
-    strides, dilations = (step.attributes.get(key, [1] * rank) for key in ("strides", "dilations"))
-    extra = step.attributes.get("output_padding", [0] * rank)
-    return convolve(x, weight, bias, strides, low, extra, step.attributes.get("group", 1), dilations)
-
-
-def _max_pool(step: _Step, x: Tensor) -> Tensor:
+def _max_pool(step: Step, x: Tensor) -> Tensor:
     kernel = step.attributes["kernel_shape"]
     rank = len(kernel)
-    low, high = _pads(step, x, kernel)
+    low, high = pads(step, x, kernel)
     ceil_mode = bool(step.attributes.get("ceil_mode", 0))
     if len(step.node.output) > 1 or (ceil_mode and any(low + high)):
-        raise _NotAlike
+        raise NotAlike
     if low != high or any(2 * pad > k for pad, k in zip(low, kernel, strict=True)):
-        x, low = _padded(x, low, high, float("-inf")), [0] * rank
+        x, low = padded(x, low, high, float("-inf")), [0] * rank
     pool: Callable[..., Tensor] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[rank - 1]
     strides, dilations = (step.attributes.get(key, [1] * rank) for key in ("strides", "dilations"))
     return pool(x, kernel, strides, low, dilations, ceil_mode)
 
 
-def _average_pool(step: _Step, x: Tensor) -> Tensor:
+def _average_pool(step: Step, x: Tensor) -> Tensor:
     kernel = step.attributes["kernel_shape"]
     rank = len(kernel)
-    low, high = _pads(step, x, kernel)
+    low, high = pads(step, x, kernel)
     ceil_mode = bool(step.attributes.get("ceil_mode", 0))
     dilated = any(d != 1 for d in step.attributes.get("dilations", ()))
     too_wide = any(2 * pad > k for pad, k in zip(low, kernel, strict=True))
     if low != high or dilated or too_wide or (ceil_mode and any(low)):
-        raise _NotAlike
+        raise NotAlike
     pool: Callable[..., Tensor] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[rank - 1]
     strides = step.attributes.get("strides", [1] * rank)
     return pool(x, kernel, strides, low, ceil_mode, bool(step.attributes.get("count_include_pad", 0)))
 
 
-def _gemm(step: _Step, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+def _gemm(step: Step, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     a = a.T if step.attributes.get("transA", 0) else a
     b = b.T if step.attributes.get("transB", 0) else b
     alpha, beta = step.attributes.get("alpha", 1.0), step.attributes.get("beta", 1.0)
     return alpha * (a @ b) if c is None else torch.addmm(c, a, b, beta=beta, alpha=alpha)
 
 
-def _batch_norm(step: _Step, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+def _batch_norm(step: Step, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     if step.attributes.get("training_mode", 0):
-        raise _NotAlike
+        raise NotAlike
     return F.batch_norm(x, mean, variance, scale, bias, eps=step.attributes.get("epsilon", 1e-5))
 
 
-def _clip(step: _Step, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+def _clip(step: Step, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     smallest = low.item() if low is not None else step.attributes.get("min")
     largest = high.item() if high is not None else step.attributes.get("max")
     return x if smallest is None and largest is None else torch.clamp(x, smallest, largest)
 
 
-def _flatten(step: _Step, x: Tensor) -> Tensor:
+def _flatten(step: Step, x: Tensor) -> Tensor:
     axis = step.attributes.get("axis", 1) % (x.dim() + 1)
     rows = int(np.prod(x.shape[:axis], dtype=np.int64))
     return x.reshape(rows, int(np.prod(x.shape[axis:], dtype=np.int64)))
 
 
-def _reshape(step: _Step, x: Tensor, shape: Tensor) -> Tensor:
+def _reshape(step: Step, x: Tensor, shape: Tensor) -> Tensor:
     if step.attributes.get("allowzero", 0):
         return x.reshape(shape.tolist())
     return x.reshape([size or x.shape[axis] for axis, size in enumerate(shape.tolist())])
 
 
-def _split(step: _Step, x: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
+def _split(step: Step, x: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
     axis = step.attributes.get("axis", 0)
     if sizes is not None:
         return list(torch.split(x, sizes.tolist(), axis))
@@ -235,30 +181,26 @@ def _split(step: _Step, x: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
     return list(torch.split(x, -(-x.shape[axis] // len(step.node.output)), axis))
 
 
-def _reduce_mean(step: _Step, x: Tensor, axes: Tensor | None = None) -> Tensor:
+def _reduce_mean(step: Step, x: Tensor, axes: Tensor | None = None) -> Tensor:
     chosen = step.attributes.get("axes") if axes is None else axes.tolist()
     if not chosen:
-        raise _NotAlike
+        raise NotAlike
     return x.mean(list(chosen), keepdim=bool(step.attributes.get("keepdims", 1)))
 
 
-def _softmax(step: _Step, x: Tensor) -> Tensor:
-    return F.softmax(x, step.attributes["axis"]) if x.dim() == 2 and "axis" in step.attributes else _not_alike()
+def _softmax(step: Step, x: Tensor) -> Tensor:
+    return F.softmax(x, step.attributes["axis"]) if x.dim() == 2 and "axis" in step.attributes else not_alike()
 
 
-def _not_alike() -> Tensor:
-    raise _NotAlike
-
-
-def _gelu(step: _Step, x: Tensor) -> Tensor:
+def _gelu(step: Step, x: Tensor) -> Tensor:
     return F.gelu(x, approximate=step.attributes.get("approximate", b"none").decode())
 
 
-def _prelu(step: _Step, x: Tensor, slope: Tensor) -> Tensor:
+def _prelu(step: Step, x: Tensor, slope: Tensor) -> Tensor:
     return torch.where(x < 0, x * slope, x)
 
 
-def _hard_sigmoid(step: _Step, x: Tensor) -> Tensor:
+def _hard_sigmoid(step: Step, x: Tensor) -> Tensor:
     return torch.clamp(x * step.attributes.get("alpha", 0.2) + step.attributes.get("beta", 0.5), 0, 1)
 
 
@@ -268,9 +210,11 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "BatchNormalization": _batch_norm,
     "Clip": _clip,
     "Concat": lambda step, *parts: torch.cat(parts, step.attributes["axis"]),
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "Dropout": lambda step, x, *_: x if len(step.node.output) == 1 else _not_alike(),
+    "Conv": conv,
+    "ConvInteger": conv_integer,
+    "ConvTranspose": conv_transpose,
+    "DeformConv": deform_conv,
+    "Dropout": lambda step, x, *_: x if len(step.node.output) == 1 else not_alike(),
     "Erf": lambda step, x: torch.erf(x),
     "Exp": lambda step, x: torch.exp(x),
     "Flatten": _flatten,
@@ -287,9 +231,10 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "Mul": lambda step, a, b: a * b,
     "PRelu": _prelu,
     "ReduceMean": _reduce_mean,
+    "QLinearConv": qlinear_conv,
     "Relu": lambda step, x: torch.relu(x),
     "Reshape": _reshape,
-    "Shape": lambda step, x: torch.tensor(x.shape) if not step.attributes else _not_alike(),
+    "Shape": lambda step, x: torch.tensor(x.shape) if not step.attributes else not_alike(),
     "Sigmoid": lambda step, x: torch.sigmoid(x),
     "Softmax": _softmax,
     "Split": _split,
