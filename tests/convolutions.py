@@ -39,6 +39,7 @@ class Case:
 
     inside: the input is not the graph's own (which layers of few channels read plane by plane).
     halo: a 3x3 convolution follows, which wants zeros around the output.
+    algorithm: the one that the convolution is to be computed by; see `asked`.
     """
 
     spec: ConvSpec
@@ -51,11 +52,14 @@ class Case:
     at_end: bool = True
     tile: tuple[int, int, int] | None = None
     numerics: str = "strict"
+    algorithm: str = ""
     seed: int = field(default=0, compare=False)
 
     @property
-    def algorithm(self) -> str:
-        """Direct summation on channel blocks, which these tests are about, or the plan's choice."""
+    def asked(self) -> str:
+        """The algorithm named, else direct summation on channel blocks, or the plan's choice."""
+        if self.algorithm:
+            return self.algorithm
         if self.numerics != "strict":
             return "auto"
         depthwise = self.spec.groups == self.spec.in_channels == self.spec.out_channels > 1
@@ -85,9 +89,9 @@ class Case:
     def plan(self, inputs: Arrays, constants: Arrays, target: Target) -> Planned:
         spec = self.spec
         low, high = zip(*spec.pads(self.size), strict=True)
-        attributes = {
+        attributes: dict[str, Any] = {
             "kernel_shape": spec.kernel, "strides": spec.stride, "dilations": spec.dilation, "pads": (*low, *high),
-            "group": spec.groups, "algorithm": self.algorithm,
+            "group": spec.groups, "algorithm": self.asked,
         }  # fmt: skip
         source = "inside" if self.inside else "x"
         nodes = [Node("Identity", ["x"], ["inside"])] if self.inside else []

@@ -136,17 +136,35 @@ DENSE_3X3 = [
 ]  # fmt: skip
 
 
+# Kernel, size and the outputs of a tile of the other Winograd algorithms.
+MORE_WINOGRAD = [
+    ((3, 3), 33, "2x2"),
+    ((3, 3), 28, "6x6"),
+    ((5, 5), 27, "4x4"),
+    ((1, 7), 17, "1x4"),
+    ((7, 1), 17, "6x1"),
+]
+
+
 @all_targets
-def test_winograd_products(target: Target) -> None:
-    """The loops that sum products, which store nothing. The transforms hold 36 vectors at once: they have to spill."""
+def test_winograd(target: Target) -> None:
+    """The loops that sum products spill nothing where there are 32 registers, transforms little."""
     store = re.compile(r"movu?a?ps\s+%[xyz]mm\d+, [-\w]*\((?!%r[sb]p[,)])")
     tiles: dict[winograd.WinogradTile, None] = {}
-    for (size, channels, out_channels), threads in itertools.product(DENSE_3X3, (1, 2)):
-        spec = ConvSpec(channels, out_channels, (3, 3), padding=1)
-        cut = winograd_lowering.cut(Problem(spec, (size, size), 1, np.dtype(np.float32), target, threads))
-        tiles[winograd.WinogradTile(cut.tiles, cut.outs)] = None
+    problems = [
+        (ConvSpec(channels, out_channels, (3, 3), padding=1), size, threads, "4x4")
+        for (size, channels, out_channels), threads in itertools.product(DENSE_3X3, (1, 2))
+    ]
+    problems += [(ConvSpec(96, 64, kernel, padding="same"), size, 2, m) for kernel, size, m in MORE_WINOGRAD]
+    for spec, size, threads, m in problems:
+        dtype = np.dtype(np.float32)
+        problem = Problem(spec, (size, size), 1, dtype, target, threads, algorithm=f"winograd-{m}")
+        cut = winograd_lowering.cut(problem)
+        tiles[winograd.WinogradTile(cut.form.high, cut.form.wide, cut.tiles, cut.outs)] = None
     for tile in tiles:
-        assert share_of_spills(winograd.emit, tile, target, lambda loop: not store.search(loop)) == 0, tile
+        products = share_of_spills(winograd.emit, tile, target, lambda loop: not store.search(loop))
+        assert products <= (0.0 if target.registers >= 32 else 0.02), tile
+        assert share_of_spills(winograd.emit, tile, target) <= 0.125, tile
 
 
 # Input channels, output channels, kernel and options of layers that direct summation on planes is for.

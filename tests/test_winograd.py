@@ -1,17 +1,15 @@
-"""Winograd convolutions F(4 x 4, 3 x 3): the exact construction, the weights, and the kernel against float64.
+"""Winograd convolutions: the weights, and the kernel against float64.
 
-The kernel runs as a model plans it with ``numerics="default"``, but wherever it applies instead of where it is faster;
-every buffer lies beside an unreadable page, and memory that means nothing, scratch included, is NaN.
+The kernel runs as a model plans it; every buffer lies beside an unreadable page, and memory that means nothing, scratch
+included, is NaN.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 from unittest.mock import patch
 
@@ -22,10 +20,12 @@ from numpy.typing import NDArray
 import convwright as cw
 from convwright import reference
 from convwright.codegen.target import Target
+from convwright.errors import ConvwrightError
 from convwright.graph import Node
-from convwright.kernels import direct, planar, winograd
-from convwright.kernels.cook_toom import POINTS, Matrix, filtering
+from convwright.kernels import winograd
+from convwright.kernels.cook_toom import filtering
 from convwright.model.builder import Step
+from convwright.model.lower import conv
 from convwright.model.lower import winograd as lowering
 from convwright.model.problem import Problem
 from convwright.spec import ConvSpec
@@ -33,42 +33,46 @@ from tests.convolutions import RESIDUAL, STEEPEST, Case, Random, compare, random
 from tests.kernels import each_target
 from tests.plans import Planned, graph_of, planned
 
-# Of the convolution's largest value. Measured on normal random numbers: 1.8e-6 is the worst of 720 cases of up to 37
-# channels; of 24 cases each, half without negative inputs, 1.4e-6 at 64 channels, 3.6e-6 at 128, 3.1e-6 at 256, 4.7e-6
-# at 512.
-BOUND = 5e-6
+F4 = (4, 3)
+PLACES = 36
 
 
 @contextmanager
-def wherever_it_applies(group_bytes: int | None = None) -> Iterator[None]:
-    """Winograd for every layer that it can compute; its groups of tiles as small as ``group_bytes`` makes them."""
-    with (
-        patch.object(lowering, "WORTH", 1e9),
-        patch.object(lowering, "_GROUP_BYTES", group_bytes or lowering._GROUP_BYTES),
-    ):
+def room_for(strip_bytes: int | None) -> Iterator[None]:
+    """Strips of tiles as small as ``strip_bytes`` makes them."""
+    caches: tuple[Any, ...] = (lowering.cut, lowering.forms_of, conv.algorithm_of)
+    for one in caches:
+        one.cache_clear()
+    with patch.object(lowering, "strip_bytes", lambda: strip_bytes or 512 * 1024):
         yield
+    for one in caches:
+        one.cache_clear()
 
 
-def planned_case(case: Case, target: Target, group_bytes: int | None = None) -> tuple[Planned, Any, Any]:
+def planned_case(case: Case, target: Target, strip_bytes: int | None = None) -> tuple[Planned, Any, Any]:
     """The plan, in which the convolution is Winograd's, with its inputs and constants."""
     inputs, constants = case.arrays()
-    with wherever_it_applies(group_bytes):
+    with room_for(strip_bytes):
         plan = replace(case, numerics="default").plan(inputs, constants, target)
-    assert len(plan.tiles(winograd)) == 1 + case.halo, case
-    assert not plan.tiles(direct)
+    assert plan.tiles(winograd), case
     return plan, inputs, constants
 
 
-def check(case: Case, target: Target, group_bytes: int | None = None) -> Planned:
-    plan, inputs, constants = planned_case(case, target, group_bytes)
+def check(case: Case, target: Target, strip_bytes: int | None = None) -> Planned:
+    """The case by Winograd F(4 x 4, 3 x 3), if it names nothing else."""
+    if not case.algorithm:
+        case = replace(case, algorithm="winograd-4x4")
+    plan, inputs, constants = planned_case(case, target, strip_bytes)
     results = case.run(plan, inputs)
+    problem = next(iter(plan.builder.problems.values()))
     expected, _ = case.expected(inputs, constants)
     largest = np.abs(replace(case, epilogue=()).expected(inputs, constants)[0]).max()
-    compare(results[0], expected, BOUND * STEEPEST * largest + 1e-6 * np.abs(expected).max(), case)
+    bound = conv.algorithm_of(problem).error_bound(problem)
+    compare(results[0], expected, bound * STEEPEST * largest + 1e-6 * np.abs(expected).max(), case)
     if case.halo:
-        after = ConvSpec(case.spec.out_channels, 2, (3, 3), padding=1, bias=False)
+        after = ConvSpec.of_rank(case.spec.rank, case.spec.out_channels, 2, 3, padding=1, bias=False)
         wanted = reference.conv(results[0], constants["after"], None, after)
-        compare(results[1], wanted, BOUND * np.abs(wanted).max(), case)
+        compare(results[1], wanted, 1e-5 * np.abs(wanted).max(), case)
     return plan
 
 
@@ -77,73 +81,30 @@ def step_of(plan: Planned) -> Step:
     return next(step for step in plan.steps if step.family is winograd)
 
 
-# -- the construction --------------------------------------------------------------------------------------------------
-
-THIRDS = tuple(Fraction(*pair) for pair in ((0, 1), (1, 3), (-1, 3), (2, 1), (-5, 2), (7, 4)))
-ALGORITHMS: list[tuple[int, int, tuple[Fraction, ...] | None]] = [
-    (4, 3, None), (2, 3, None), (3, 2, None), (2, 5, None), (1, 4, None), (5, 2, None), (3, 4, None),
-    (2, 2, THIRDS[:2]), (3, 3, THIRDS[1:5]), (4, 3, THIRDS[:5]), (4, 4, THIRDS), (6, 2, THIRDS), (1, 1, ()),
-    (4, 3, tuple(map(Fraction, (0, 1, -1, 2, -2)))),
-]  # fmt: skip
-
-
-def times(matrix: Matrix, vector: list[Fraction]) -> list[Fraction]:
-    return [sum((a * b for a, b in zip(row, vector, strict=True)), Fraction(0)) for row in matrix]
-
-
-@pytest.mark.parametrize(("m", "r", "points"), ALGORITHMS)
-def test_filtering_is_correlation_exactly(m: int, r: int, points: tuple[Fraction, ...] | None) -> None:
-    made = filtering(m, r, points)
-    rng = np.random.default_rng(m * 10 + r)
-    n = m + r - 1
-    sizes = [(len(matrix), {len(row) for row in matrix}) for matrix in (made.at, made.g, made.bt)]
-    assert sizes == [(m, {n}), (n, {r}), (n, {n})]
-    for _ in range(5):
-        d, g = ([Fraction(int(number)) for number in rng.integers(-99, 100, size)] for size in (n, r))
-        products = [a * b for a, b in zip(times(made.g, g), times(made.bt, d), strict=True)]
-        assert times(made.at, products) == [sum(d[i + tap] * g[tap] for tap in range(r)) for i in range(m)]
-
-
-@pytest.mark.parametrize(("m", "r", "points"), ALGORITHMS)
-def test_transformed_inputs_keep_their_size(m: int, r: int, points: tuple[Fraction, ...] | None) -> None:
-    for row in filtering(m, r, points).bt:
-        assert 0.7 < float(sum(entry**2 for entry in row)) ** 0.5 < 1.42
-
-
-@pytest.mark.parametrize(
-    ("m", "r", "points"),
-    [(4, 3, (0, 1, -1, 2)), (4, 3, (0, 1, -1, 2, -2, 3)), (4, 3, (0, 1, -1, 2, 1)), (2, 3, ()), (3, 3, None)],
-)
-def test_wrong_points_are_named(m: int, r: int, points: tuple[int, ...] | None) -> None:
-    wanted = None if points is None else tuple(map(Fraction, points))
-    named = re.escape(f"F({m}, {r}) needs {m + r - 2} different points, got {[str(point) for point in points or ()]}")
-    with pytest.raises(ValueError, match=named):
-        filtering(m, r, wanted)
-
-
-def test_default_points_are_exact_in_binary() -> None:
-    assert set(map(len, POINTS.values())) == set(POINTS)
-    made = filtering(winograd.OUTPUT, winograd.TAPS)
-    for row in (*made.at, *made.bt):
-        assert all(Fraction(float(np.float32(float(entry)))) == entry for entry in row)
-
-
 # -- the weights -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("v", [4, 8, 16])
-@pytest.mark.parametrize(("out_channels", "channels"), [(1, 1), (3, 5), (16, 4), (17, 3), (35, 20)])
-def test_transformed_weights(v: int, out_channels: int, channels: int) -> None:
-    weight = np.random.default_rng(v).standard_normal((out_channels, channels, 3, 3)).astype(np.float32)
-    packed = winograd.transform_weights(weight, v)
-    g = filtering(4, 3).float_g()
-    rows = np.zeros((-(-out_channels // v) * v, 36, channels))
-    rows[:out_channels] = np.einsum("ai,kcij,bj->kabc", g, weight.astype(float), g).reshape(out_channels, 36, -1)
-    expected = rows.reshape(-1, v, 36, channels).transpose(0, 2, 3, 1)
+@pytest.mark.parametrize("v", [4, 16])
+@pytest.mark.parametrize(("out_channels", "channels"), [(1, 1), (16, 4), (17, 3), (35, 20)])
+@pytest.mark.parametrize(
+    ("high", "wide", "taps"), [((4, 3), (4, 3), 1), ((1, 1), (4, 7), 1), ((2, 5), (3, 2), 1), ((2, 3), (4, 3), 3)]
+)
+def test_transformed_weights(
+    v: int, out_channels: int, channels: int, high: winograd.Axis, wide: winograd.Axis, taps: int
+) -> None:
+    shape = (out_channels, channels, taps, high[1], wide[1])
+    weight = np.random.default_rng(v).standard_normal(shape).astype(np.float32)
+    packed = winograd.transform_weights(weight, v, high, wide)
+    places = winograd.places_of(high, wide)
+    g_high, g_wide = filtering(*high).float_g(), filtering(*wide).float_g()
+    rows = np.zeros((-(-out_channels // v) * v, places, taps, channels))
+    spread = np.einsum("ai,kctij,bj->kabtc", g_high, weight.astype(float), g_wide)
+    rows[:out_channels] = spread.reshape(out_channels, places, taps, channels)
+    expected = rows.reshape(-1, v, places, taps, channels).transpose(0, 2, 3, 4, 1)
     assert packed.dtype == np.float32
     assert packed.shape == expected.shape
     np.testing.assert_allclose(packed, expected, rtol=2**-24 * 1.01, atol=1e-15)  # rounded once
-    assert not packed[-1, :, :, out_channels - (len(packed) - 1) * v :].any()
+    assert not packed[-1, ..., out_channels - (len(packed) - 1) * v :].any()
 
 
 # -- the kernel --------------------------------------------------------------------------------------------------------
@@ -152,16 +113,28 @@ PADDINGS: list[Any] = [0, 1, 1, 1, 2, ((0, 1), (2, 0)), ((2, 1), (0, 0)), ((1, 0
 
 
 def random_case(seed: int, target: Target) -> Case:
+    """Half of the cases are F(4 x 4, 3 x 3), the others any kernel that is not one pixel, dilated or not."""
     rng = np.random.default_rng(seed)
     v = target.vector
     channels, out_channels = (int(number) for number in rng.choice([1, 3, v - 1, v, v + 1, 20, 37, 2 * v + 3], 2))
-    spec = ConvSpec(
-        channels, out_channels, (3, 3), padding=PADDINGS[rng.integers(len(PADDINGS))], bias=bool(rng.random() < 0.7)
-    )
+    bias = bool(rng.random() < 0.7)
     while True:
+        m = tuple(int(number) for number in rng.integers(1, 6, 2))
+        if seed % 2:
+            padding = tuple((int(low), int(high)) for low, high in rng.integers(0, 4, (2, 2)))
+            kernel, dilation = (tuple(int(n) for n in rng.choice(choice, 2)) for choice in ((1, 2, 3, 5), (1, 1, 2, 3)))
+            spec = ConvSpec(channels, out_channels, kernel, padding=padding, dilation=dilation, bias=bias)
+        else:
+            spec = ConvSpec(channels, out_channels, (3, 3), padding=PADDINGS[rng.integers(len(PADDINGS))], bias=bias)
+            m = (4, 4)
         size = tuple(int(number) for number in rng.choice([*range(4, 18), 33], 2))
-        if min(spec.output_size(size)) >= winograd.OUTPUT:
-            break
+        algorithm = f"winograd-{m[0]}x{m[1]}"
+        try:
+            problem = Problem(spec, size, 1, np.dtype(np.float32), target, 1, algorithm=algorithm)
+            if lowering.why_not(problem) is None:
+                break
+        except ConvwrightError:  # the kernel is larger than the input
+            continue
     return Case(
         spec,
         batch=int(rng.integers(1, 4)),
@@ -171,22 +144,23 @@ def random_case(seed: int, target: Target) -> Case:
         halo=bool(rng.random() < 0.2),
         threads=int(rng.integers(1, 4)),
         at_end=bool(rng.random() < 0.5),
+        algorithm=algorithm,
         seed=seed,
     )
 
 
-def random_group_bytes(case: Case, target: Target, rng: Random) -> int | None:
-    """Usually room for a few tiles only, so that there are several groups."""
-    a_tile = 4 * winograd.PLACES * target.vector * -(-case.spec.in_channels // target.vector)
+def random_strip_bytes(case: Case, target: Target, rng: Random) -> int | None:
+    """Usually room for a few tiles only, so that there are several strips."""
+    a_tile = 4 * PLACES * target.vector * -(-case.spec.in_channels // target.vector)
     return a_tile * int(rng.integers(1, 12)) if rng.random() < 0.6 else None
 
 
 @each_target
-@pytest.mark.parametrize("start", range(0, 24, 8))
+@pytest.mark.parametrize("start", range(0, 16, 8))
 def test_random_convolutions(target: Target, start: int) -> None:
     for seed in range(start, start + 8):
         case = random_case(seed, target)
-        check(case, target, random_group_bytes(case, target, np.random.default_rng(seed)))
+        check(case, target, random_strip_bytes(case, target, np.random.default_rng(seed)))
 
 
 @pytest.mark.long
@@ -195,7 +169,7 @@ def test_random_convolutions(target: Target, start: int) -> None:
 def test_many_random_convolutions(target: Target, start: int) -> None:
     for seed in range(start, start + 50):
         case = random_case(seed, target)
-        check(case, target, random_group_bytes(case, target, np.random.default_rng(seed)))
+        check(case, target, random_strip_bytes(case, target, np.random.default_rng(seed)))
 
 
 @each_target
@@ -204,6 +178,79 @@ def test_sizes_around_the_tile(target: Target) -> None:
     for number, (high, wide) in enumerate([(4, 4), (5, 4), (4, 7), (6, 8), (9, 5), (12, 12), (13, 16), (4, 33)]):
         spec = ConvSpec(v + 1, 2 * v - 1, (3, 3), padding=1)
         check(Case(spec, 1 + number % 3, (high, wide), threads=2, at_end=number % 2 == 0), target, 1)
+
+
+KINDS: list[tuple[ConvSpec, tuple[int, ...], str]] = [
+    (ConvSpec(20, 17, (3, 3), padding=1), (13, 8), "6x6"),
+    (ConvSpec(20, 17, (3, 3), padding=1), (13, 8), "2x4"),
+    (ConvSpec(20, 17, (3, 3), padding=1), (13, 8), "1x4"),
+    (ConvSpec(20, 17, (3, 3), padding=1), (13, 8), "4x1"),
+    (ConvSpec(20, 17, (3, 3), padding=2, dilation=2), (13, 17), "4x4"),
+    (ConvSpec(20, 17, (3, 3), padding=(4, 1), dilation=(4, 1)), (13, 9), "2x4"),
+    (ConvSpec(20, 17, (3, 3), padding=2, dilation=(2, 3)), (9, 9), "1x2"),
+    (ConvSpec(20, 17, (3, 2), padding=2, dilation=(3, 2)), (9, 9), "2x1"),
+    (ConvSpec(20, 17, (1, 7), padding=((0, 0), (3, 3))), (7, 17), "1x4"),
+    (ConvSpec(20, 17, (1, 7), padding=((1, 0), (3, 3))), (7, 17), "6"),
+    (ConvSpec(20, 17, (7, 1), padding=((3, 3), (0, 0))), (17, 7), "4"),
+    (ConvSpec(20, 17, (5, 5), padding=2), (9, 13), "4x4"),
+    (ConvSpec(20, 17, (5, 5), padding=(2, 4), dilation=(1, 2)), (9, 13), "2x2"),
+    (ConvSpec(20, 17, (5,), padding=2), (31,), "4"),
+    (ConvSpec(20, 17, (3,), padding=3, dilation=3), (31,), "6"),
+    (ConvSpec(32, 64, (3, 3), padding=1, groups=2), (9, 11), "4x4"),
+]
+
+
+@each_target
+@pytest.mark.parametrize(
+    ("spec", "size", "option"), KINDS, ids=[f"{kind[0].kernel}-{kind[0].dilation}-{kind[2]}" for kind in KINDS]
+)
+def test_kinds(target: Target, spec: ConvSpec, size: tuple[int, ...], option: str) -> None:
+    epilogue = (RESIDUAL, ("relu",))
+    case = Case(spec, 2, size, epilogue, threads=2, algorithm=f"winograd-{option}")
+    check(case, target)
+    check(replace(case, batch=1, at_end=False, threads=3, halo=True), target, 4 * 64 * target.vector * 9)
+
+
+VOLUMES: list[tuple[ConvSpec, tuple[int, ...], str]] = [
+    (ConvSpec(5, 17, (3, 3, 3), padding=1), (5, 9, 13), "4x4"),
+    (ConvSpec(20, 3, (3, 3, 3), padding=((1, 2), (1, 0), (3, 1)), dilation=(2, 1, 2)), (7, 6, 13), "2x4"),
+    (ConvSpec(20, 17, (3, 1, 3)), (4, 2, 6), "1x4"),
+    (ConvSpec(20, 17, (1, 3, 3), padding=((0, 0), (1, 1), (1, 1))), (3, 7, 5), "2x2"),
+    (ConvSpec(20, 17, (2, 3, 3), padding=((2, 0), (0, 0), (0, 0))), (1, 6, 6), "4x4"),
+]
+
+
+@each_target
+@pytest.mark.parametrize(
+    ("spec", "size", "option"), VOLUMES, ids=[f"{kind[0].kernel}-{kind[0].dilation}-{kind[2]}" for kind in VOLUMES]
+)
+def test_volumes(target: Target, spec: ConvSpec, size: tuple[int, ...], option: str) -> None:
+    """The depth slices that an item covers are all, some, or one."""
+    case = Case(spec, 2, size, (("relu",),), inside=False, threads=2, algorithm=f"winograd-{option}")
+    check(case, target)
+    check(replace(case, batch=1, at_end=False, threads=3), target, 4 * 36 * target.vector * 5)
+
+
+@each_target
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5])
+def test_every_chunk_of_slices_gives_the_same_result(target: Target, chunk: int) -> None:
+    spec = ConvSpec(target.vector + 1, 9, (3, 3, 3), padding=1)
+    case = Case(spec, 2, (5, 7, 6), inside=False, threads=2, algorithm="winograd-4x4")
+    form = lowering.Form(F4, F4, (1, 1), (7, 6), deep_taps=3, out_slices=5)
+    for strip in (1, 3, 4):
+        made = lowering.Cut(form, min(3, chunk * strip), 1, strip, -(-4 // strip), chunk)
+        with patch.object(lowering, "cut", lambda *_, made=made: made):
+            step = step_of(check_planned(case, target))
+        assert step.items == 2 * made.chunks * made.strips
+
+
+def check_planned(case: Case, target: Target) -> Planned:
+    """As `check`, while `lowering.cut` stands replaced."""
+    inputs, constants = case.arrays()
+    plan = replace(case, numerics="default").plan(inputs, constants, target)
+    expected, _ = case.expected(inputs, constants)
+    compare(case.run(plan, inputs)[0], expected, 5e-6 * STEEPEST * np.abs(expected).max(), case)
+    return plan
 
 
 @each_target
@@ -219,23 +266,23 @@ def test_parts_of_a_concatenation(target: Target) -> None:
     channels = (2 * v, v, 5)
     inputs = {"x": rng.standard_normal((2, v + 1, 9, 6)).astype(np.float32)}
     constants = {f"w{i}": rng.standard_normal((k, v + 1, 3, 3)).astype(np.float32) for i, k in enumerate(channels)}
-    attributes = {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1)}
+    attributes = {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1), "algorithm": "winograd-4x4"}
     nodes = [Node("Conv", ["x", f"w{i}"], [f"y{i}"], dict(attributes)) for i in range(3)]
     nodes.append(Node("Concat", ["y0", "y1", "y2"], ["y"], {"axis": 1}))
-    with wherever_it_applies(1):
+    with room_for(1):
         plan = planned(graph_of(nodes, inputs, ["y"], constants), target, 2, numerics="default")
     assert len(plan.tiles(winograd)) == 3
     expected = np.concatenate([
         reference.conv(inputs["x"], constants[f"w{i}"], None, ConvSpec(v + 1, k, (3, 3), padding=1, bias=False))
         for i, k in enumerate(channels)
     ], axis=1)  # fmt: skip
-    compare(plan.run(inputs)["y"], expected, BOUND * np.abs(expected).max(), "concatenation")
+    compare(plan.run(inputs)["y"], expected, 5e-6 * np.abs(expected).max(), "concatenation")
 
 
 # -- how the work is cut -----------------------------------------------------------------------------------------------
 
-# Tiles and vectors of a register tile, tiles of a group, parts of the output vectors; the output has 15 tiles and 3
-# vectors: groups that divide and that do not, a register tile larger than what is left, more parts than vectors.
+# Tiles and vectors of a register tile, tiles of a strip, parts of the output vectors; the output has 15 tiles and 3
+# vectors: strips that divide and that do not, a register tile larger than what is left, more parts than vectors.
 CUTS = [
     (1, 1, 1, 1), (1, 1, 15, 3), (3, 2, 4, 1), (3, 2, 4, 2), (3, 2, 15, 1), (3, 2, 7, 3), (3, 2, 3, 5), (1, 1, 14, 2),
 ]  # fmt: skip
@@ -245,53 +292,61 @@ CUTS = [
 @pytest.mark.parametrize("threads", [1, 3])
 def test_every_cut_gives_the_same_result(target: Target, threads: int) -> None:
     v = target.vector
-    case = Case(ConvSpec(v + 3, 2 * v + 3, (3, 3), padding=1), 2, (18, 11), (RESIDUAL,), threads=threads)
-    for number, (tiles, outs, group, parts) in enumerate(CUTS):
-        made = lowering.Cut(tiles, outs, group, -(-15 // group), parts, 0.0)
+    form = lowering.Form(F4, F4, (1, 1), (18, 11))
+    case = Case(
+        ConvSpec(v + 3, 2 * v + 3, (3, 3), padding=1), 2, (18, 11), (RESIDUAL,), threads=threads,
+        algorithm="winograd-4x4",
+    )  # fmt: skip
+    for number, (tiles, outs, strip, parts) in enumerate(CUTS):
+        made = lowering.Cut(form, tiles, outs, strip, -(-15 // strip), 1, parts)
         with patch.object(lowering, "cut", lambda *_, made=made: made):
-            plan = check(replace(case, at_end=number % 2 == 0), target)
-        assert plan.tiles(winograd) == [winograd.WinogradTile(tiles, outs, (RESIDUAL,))]
-        assert step_of(plan).arguments["tiles"] == 15
-        assert step_of(plan).items == 2 * -(-15 // group) * parts
+            plan = check_planned(replace(case, at_end=number % 2 == 0), target)
+        assert plan.tiles(winograd) == [winograd.WinogradTile(F4, F4, tiles, outs, (RESIDUAL,))]
+        assert step_of(plan).arguments["all_tiles"] == 15
+        assert step_of(plan).items == 2 * -(-15 // strip) * parts
 
 
 @each_target
-def test_small_caches_give_many_groups(target: Target) -> None:
-    a_tile = 4 * winograd.PLACES * target.vector * 2
+def test_small_caches_give_many_strips(target: Target) -> None:
+    a_tile = 4 * PLACES * target.vector * 2
     case = Case(ConvSpec(target.vector + 1, 5, (3, 3), padding=1), 1, (14, 17))  # 4 x 5 tiles
-    for fits, groups in ((1, 20), (3, 7), (7, 3), (19, 2), (20, 1)):
+    for fits, strips in ((1, 20), (3, 7), (7, 3), (19, 2), (20, 1)):
         step = step_of(check(case, target, fits * a_tile))
-        assert step.arguments["groups"] == groups
-        assert step.arguments["group"] == -(-20 // groups)
+        assert step.arguments["strips"] == strips
+        assert step.arguments["strip"] == -(-20 // strips)
 
 
 @each_target
 def test_cuts_cover_the_output_and_fit_the_cache(target: Target) -> None:
-    sizes = [(4, 4), (5, 9), (7, 7), (13, 64), (56, 56)]
-    for (high, wide), (c, k), threads, images in itertools.product(
+    sizes = [(4, 4), (5, 9), (7, 7), (13, 64), (56, 56), (6, 9, 7)]
+    for size, (c, k), threads, images in itertools.product(
         sizes, [(1, 1), (3, 37), (64, 64), (512, 300)], (1, 2, 5), (1, 3)
     ):
-        spec = ConvSpec(c, k, (3, 3), padding=1)
-        cut = lowering.cut(Problem(spec, (high, wide), images, np.dtype(np.float32), target, threads))
-        tiles = -(-high // 4) * -(-wide // 4)
-        assert cut.group * (cut.groups - 1) < tiles <= cut.group * cut.groups
-        assert 1 <= cut.tiles <= cut.group
+        spec = ConvSpec.of_rank(len(size), c, k, 3, padding=1)
+        problem = Problem(spec, size, images, np.dtype(np.float32), target, threads, algorithm="winograd-4x4")
+        cut = lowering.cut(problem)
+        tiles = -(-size[-2] // 4) * -(-size[-1] // 4)
+        assert cut.strip * (cut.strips - 1) < tiles <= cut.strip * cut.strips
+        assert cut.chunk * (cut.chunks - 1) < cut.form.out_slices <= cut.chunk * cut.chunks
+        assert 1 <= cut.tiles <= cut.strip * cut.chunk
         assert 1 <= cut.outs <= -(-k // target.vector)
         assert cut.parts <= threads
-        transformed = 4 * winograd.scratch_floats(cut.group, -(-c // target.vector), 0, target.vector)
-        assert transformed <= lowering._GROUP_BYTES or cut.group == 1
+        blocks = -(-c // target.vector)
+        transformed = 4 * winograd.scratch_floats(PLACES, cut.in_slices * cut.strip, blocks, 0, 0, target.vector)
+        assert transformed <= lowering.strip_bytes() + 4 * PLACES * target.vector or cut.strip == 1
 
 
 @each_target
 @pytest.mark.parametrize("batch", [1, 2, 3, 4])
 def test_each_thread_has_its_own_scratch(target: Target, batch: int) -> None:
-    case = Case(ConvSpec(3, target.vector, (3, 3)), batch, (6, 6), threads=3)  # one item an image
-    plan, inputs, _ = planned_case(case, target)
+    case = Case(ConvSpec(3, target.vector, (3, 3)), batch, (6, 6), threads=3, algorithm="winograd-4x4")
+    plan, inputs, _ = planned_case(case, target)  # one item an image
     case.run(plan, inputs)
     step = step_of(plan)
     assert step.items == batch
     memory = plan.memory[id(step.arguments["scratch"].buffer)].view(np.float32).reshape(3, -1)
-    assert memory.shape[1] == winograd.scratch_floats(1, 1, 1, target.vector) == step.arguments["scratch_thread"]
+    assert memory.shape[1] == winograd.scratch_floats(PLACES, 1, 1, 1, 1, target.vector)
+    assert memory.shape[1] == step.arguments["scratch_thread"]
     bounds = np.linspace(0, batch, 4).astype(int)
     for thread, own in enumerate(memory):
         works = bounds[thread + 1] > bounds[thread]
@@ -302,29 +357,90 @@ def test_threads_at_the_same_time() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, 48, 26, 27)).astype(np.float32)
     w = (rng.standard_normal((48, 48, 3, 3)) / 20).astype(np.float32)
-    attributes = {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1)}
+    attributes = {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1), "algorithm": "winograd-4x4"}
     nodes = [Node("Conv", [f"x{i}", "w"], [f"x{i + 1}"], dict(attributes)) for i in range(3)]
     graph = graph_of(nodes, {"x0": x}, ["x3"], {"w": w})
-    with wherever_it_applies():
-        model = cw.compile(graph, threads=2)
-        model(x)
+    model = cw.compile(graph, threads=2)
+    model(x)
     expected: NDArray[Any] = x
     for _ in range(3):
         expected = reference.conv(expected, w, None, ConvSpec(48, 48, (3, 3), padding=1, bias=False))
     for _ in range(20):
-        compare(model(x), expected, 3 * BOUND * np.abs(expected).max(), "two threads")
+        compare(model(x), expected, 1.5e-5 * np.abs(expected).max(), "two threads")
 
 
 # -- where it applies, and what it does to NaN -------------------------------------------------------------------------
 
 
+def problem_of(
+    spec: ConvSpec, size: tuple[int, ...], target: Target, algorithm: str = "winograd", **options: Any
+) -> Problem:
+    return Problem(spec, size, 1, np.dtype(np.float32), target, 2, algorithm=algorithm, **options)
+
+
 @each_target
 def test_strict_numerics_never_use_it(target: Target) -> None:
-    case = Case(ConvSpec(64, 64, (3, 3), padding=1), 1, (28, 28), numerics="strict")
-    inputs, constants = case.arrays()
-    with wherever_it_applies():
-        assert case.plan(inputs, constants, target).tiles(winograd) == []
-        assert len(replace(case, numerics="default").plan(inputs, constants, target).tiles(winograd)) == 1
+    spec = ConvSpec(64, 64, (3, 3), padding=1)
+    assert conv.algorithm_of(problem_of(spec, (28, 28), target, "auto")).name == "winograd"
+    assert conv.algorithm_of(problem_of(spec, (28, 28), target, "auto", numerics="strict")).name == "direct"
+    with pytest.raises(ConvwrightError, match="numerics is strict"):
+        conv.algorithm_of(problem_of(spec, (28, 28), target, numerics="strict"))
+
+
+@each_target
+@pytest.mark.parametrize(
+    ("spec", "size", "algorithm", "reason"),
+    [
+        (ConvSpec(20, 20, (3, 3), stride=2, padding=1), (12, 12), "winograd", r"stride \(2, 2\)"),
+        (ConvSpec(20, 20, (3, 3), groups=2, padding=1), (12, 12), "winograd", "20 to 20 channels in 2 groups"),
+        (ConvSpec(20, 20, (1, 1)), (12, 12), "winograd", r"kernel \(1, 1\)"),
+        (ConvSpec(20, 20, (1, 1)), (12, 12), "winograd-4x4", "tiles of one output save nothing"),
+        (ConvSpec(20, 20, (3, 3)), (3, 3), "winograd", r"output \(1, 1\): no tile saves"),
+        (ConvSpec(20, 20, (3, 3)), (5, 12), "winograd-4x4", "smaller than a tile of 4x4"),
+        (ConvSpec(20, 20, (3, 3), dilation=3, padding=3), (11, 99), "winograd-4x4", "smaller than a tile of 4x4"),
+        (ConvSpec(20, 20, (3, 3)), (12, 12), "winograd-0x4", "name the outputs of a tile"),
+        (ConvSpec(20, 20, (3, 3)), (12, 12), "winograd-fast", "name the outputs of a tile"),
+        (ConvSpec(20, 20, (3,)), (12,), "winograd-4x4", "tiles of 1 axes"),
+        (ConvSpec(20, 20, (3, 3, 3)), (9, 12, 12), "winograd-2x4x4", "tiles of 2 axes"),
+        (ConvSpec(20, 20, (3, 3, 3)), (9, 12, 12), "winograd-1x4", "depth alone"),
+        (ConvSpec(20, 20, (9, 9)), (22, 22), "winograd-6x6", "no points"),
+        (ConvSpec(20, 20, (3, 3), padding=1, padding_mode="reflect"), (12, 12), "winograd", "'reflect'"),
+        (ConvSpec(20, 20, (3, 3), padding=1, flip=True), (12, 12), "winograd", "flip True"),
+        (ConvSpec(20, 20, (3, 3), padding=1, transposed=True), (12, 12), "winograd", "transposed"),
+    ],
+)
+def test_what_it_cannot_do_has_a_reason(
+    target: Target, spec: ConvSpec, size: tuple[int, ...], algorithm: str, reason: str
+) -> None:
+    with pytest.raises(ConvwrightError, match=reason):
+        conv.algorithm_of(problem_of(spec, size, target, algorithm))
+    if algorithm == "winograd":
+        assert conv.algorithm_of(problem_of(spec, size, target, "auto")).name != "winograd"
+
+
+@each_target
+def test_what_is_chosen_has_small_errors(target: Target) -> None:
+    """Larger tiles are for those who name them."""
+    for channels, kernel, most in ((64, (3, 3), 4), (2048, (3, 3), 3), (192, (1, 7), 4), (64, (5, 5), 3)):
+        spec = ConvSpec(channels, 64, kernel, padding="same")
+        for size in ((24, 24), (56, 56)):
+            cut = lowering.cut(problem_of(spec, size, target))
+            assert 2 <= max(cut.form.high[0], cut.form.wide[0]) <= most
+            row = conv.algorithm_of(problem_of(spec, size, target))
+            assert row.error_bound(problem_of(spec, size, target)) <= lowering.ERROR
+            named = problem_of(spec, size, target, "winograd-6")
+            assert row.error_bound(named) > lowering.ERROR
+            assert row.multiplications(named) < row.multiplications(problem_of(spec, size, target)) < named.macs
+
+
+@each_target
+def test_figures_of_a_row(target: Target) -> None:
+    problem = problem_of(ConvSpec(64, 48, (3, 3), padding=1), (16, 12), target, "winograd-4x4")
+    assert lowering.ROW.multiplications(problem) == 4 * 3 * 36 * 64 * 48
+    assert lowering.ROW.workspace(problem) <= 2 * (2 * lowering.strip_bytes() + 4 * 36 * target.vector)
+    deep = problem_of(ConvSpec(16, 16, (3, 3, 3), padding=1), (5, 16, 12), target, "winograd-4x4")
+    assert lowering.DEEP.multiplications(deep) == 5 * 4 * 3 * 36 * 3 * 16 * 16
+    assert lowering.DEEP.cycles(deep) > 0
 
 
 def test_strict_models_send_nan_where_the_reference_does() -> None:
@@ -332,35 +448,18 @@ def test_strict_models_send_nan_where_the_reference_does() -> None:
     inputs, constants = case.arrays()
     inputs["x"][0, 3, 5, 6] = np.nan
     attributes = {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1)}
-    graph = graph_of([Node("Conv", ["x", "w", "b"], ["y"], attributes)], inputs, ["y"], constants)
-    with wherever_it_applies():
-        spread = np.isnan(cw.compile(graph, threads=1)(inputs["x"])).sum()
-        strict = cw.compile(graph, threads=1, numerics="strict")(inputs["x"])
+
+    def result(**options: Any) -> NDArray[Any]:
+        algorithm = {} if options else {"algorithm": "winograd-4x4"}
+        nodes = [Node("Conv", ["x", "w", "b"], ["y"], {**attributes, **algorithm})]
+        graph = graph_of(nodes, inputs, ["y"], constants)
+        answer: NDArray[Any] = cw.compile(graph, threads=1, **options)(inputs["x"])
+        return answer
+
+    strict = result(numerics="strict")
     expected, bound = case.expected(inputs, constants)
     compare(strict, expected, bound, case)
-    assert np.isnan(strict).sum() == 17 * 9 < spread
-
-
-@each_target
-@pytest.mark.parametrize(
-    ("spec", "size"),
-    [
-        (ConvSpec(20, 20, (5, 5), padding=2), (12, 12)),
-        (ConvSpec(20, 20, (3, 1), padding=((1, 1), (0, 0))), (12, 12)),
-        (ConvSpec(20, 20, (3, 3), stride=2, padding=1), (12, 12)),
-        (ConvSpec(20, 20, (3, 3), dilation=2, padding=2), (12, 12)),
-        (ConvSpec(20, 20, (3, 3), groups=2, padding=1), (12, 12)),
-        (ConvSpec(20, 20, (3, 3)), (5, 12)),
-        (ConvSpec(20, 20, (3, 3)), (12, 5)),
-        (ConvSpec(20, 20, (3,), padding=1), (12,)),
-    ],
-)
-def test_other_layers_are_summed_directly(target: Target, spec: ConvSpec, size: tuple[int, ...]) -> None:
-    case = Case(spec, 1, size, numerics="default")
-    with wherever_it_applies():
-        plan = case.plan(*case.arrays(), target)
-    assert not plan.tiles(winograd)
-    assert len(plan.tiles(direct)) + len(plan.tiles(planar)) == 1
+    assert np.isnan(strict).sum() == 17 * 9 < np.isnan(result()).sum()
 
 
 def pixels_of_tiles(spec: ConvSpec, size: tuple[int, ...], pixel: tuple[int, int]) -> NDArray[np.bool_]:
@@ -374,15 +473,17 @@ def pixels_of_tiles(spec: ConvSpec, size: tuple[int, ...], pixel: tuple[int, int
 
 
 @each_target
-@pytest.mark.parametrize("group_bytes", [None, 1])
+@pytest.mark.parametrize("strip_bytes", [None, 1])
 def test_nan_and_infinity_reach_every_output_that_sums_them_and_stay_in_their_tiles(
-    target: Target, group_bytes: int | None
+    target: Target, strip_bytes: int | None
 ) -> None:
     """A tile's inputs are mixed before they are multiplied: NaN reaches outputs of the tile that a direct sum keeps
     finite, and an infinity becomes NaN. Where that matters there is numerics="strict"."""
     v = target.vector
-    case = Case(ConvSpec(v + 1, v + 3, (3, 3), padding=((1, 1), (2, 0))), 2, (10, 13), threads=2)
-    plan, inputs, constants = planned_case(case, target, group_bytes)
+    case = Case(
+        ConvSpec(v + 1, v + 3, (3, 3), padding=((1, 1), (2, 0))), 2, (10, 13), threads=2, algorithm="winograd-4x4"
+    )
+    plan, inputs, constants = planned_case(case, target, strip_bytes)
     clean, _ = case.expected(inputs, constants)
     rng = np.random.default_rng(5)
     pixels = [(0, 0), (9, 12), (5, 5), *((int(rng.integers(10)), int(rng.integers(13))) for _ in range(9))]
@@ -397,18 +498,24 @@ def test_nan_and_infinity_reach_every_output_that_sums_them_and_stay_in_their_ti
         assert not lost[1 - image].any()
         assert not lost[image][:, ~reachable].any(), (row, col)
         assert lost[~np.isfinite(direct_sum)].all(), (row, col)
-        assert np.abs(y - clean)[~lost].max() <= BOUND * np.abs(clean).max()
+        assert np.abs(y - clean)[~lost].max() <= 5e-6 * np.abs(clean).max()
 
 
 @each_target
 def test_nan_of_the_residual_and_of_the_weights(target: Target) -> None:
     v = target.vector
-    case = Case(ConvSpec(v + 1, 2 * v + 3, (3, 3), padding=1), 2, (7, 9), (RESIDUAL, ("relu",)), threads=2)
+    case = Case(
+        ConvSpec(v + 1, 2 * v + 3, (3, 3), padding=1),
+        2,
+        (7, 9),
+        (RESIDUAL, ("relu",)),
+        threads=2,
+        algorithm="winograd-4x4",
+    )
     inputs, constants = case.arrays()
     inputs["r"][1, v, 3, 8] = np.nan
     constants["w"][v + 2, 1, 0, 2] = np.nan
-    with wherever_it_applies():
-        plan = replace(case, numerics="default").plan(inputs, constants, target)
+    plan = replace(case, numerics="default").plan(inputs, constants, target)
     lost = np.isnan(case.run(plan, inputs)[0])
     assert lost[:, v + 2].all()
     assert lost[1, v, 3, 8]

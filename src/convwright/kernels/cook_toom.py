@@ -16,13 +16,17 @@ import numpy as np
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
+# The finite points by their number m + r - 2: of the sets of quarters from 1/4 to 4 that are closed under negation, but
+# for one point where zero is not among them, the set of least `Filtering.growth`, the geometric mean over r from 2 to 7
+# (bench/winograd_points.py --search). Quarters, so that the transforms of inputs and products are exact in float32.
 # Measured on random data with 64 channels: the largest error of F(4 x 4, 3 x 3) against float64, relative to the
-# largest output, is 1.2e-6 with these points, 3.9e-6 with 0, 1, -1, 2, -2; direct summation 0.7e-6
-# (bench/winograd_points.py).
-POINTS = {
-    3: (Fraction(0), Fraction(1), Fraction(-1)),
-    5: (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2)),
-}
+# largest output, is 1.2e-6 with these points, 3.9e-6 with 0, 1, -1, 2, -2; direct summation 0.7e-6.
+_QUARTERS = {
+    1: "0", 2: "3 -3", 3: "0 4 -4", 4: "2 -2 5 -5", 5: "0 3 -3 6 -6", 6: "1 -1 3 -3 8 -8", 7: "0 2 -2 4 -4 8 -8",
+    8: "1 -1 3 -3 4 -4 10 -10", 9: "0 2 -2 3 -3 5 -5 10 -10", 10: "1 -1 2 -2 4 -4 5 -5 12 -12",
+    11: "0 2 -2 3 -3 4 -4 5 -5 12 -12",
+}  # fmt: skip
+POINTS = {0: (), **{n: tuple(Fraction(int(q), 4) for q in text.split()) for n, text in _QUARTERS.items()}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +40,22 @@ class Filtering:
     def float_g(self) -> np.ndarray:
         return np.array(self.g, dtype=np.float64)
 
+    @property
+    def growth(self) -> float:
+        """How much larger rounding errors are, relative to the outputs, than those of direct summation.
+
+        For random inputs and weights, the products that an output is a sum of have, squared and added, this factor
+        squared times what the r products of a direct sum have; the sum over channels, which is what rounds, is then
+        sqrt(r) times shorter. Of two axes, growths multiply.
+        """
+        at, g, bt = (np.array(matrix, dtype=np.float64) for matrix in (self.at, self.g, self.bt))
+        squares = (at**2) @ ((g**2).sum(1) * (bt**2).sum(1))
+        return float(squares.max() ** 0.5 / g.shape[1])
+
 
 @lru_cache(maxsize=64)
 def filtering(m: int, r: int, points: tuple[Fraction, ...] | None = None) -> Filtering:
-    """F(m, r) for the given finite points, by default those of ``POINTS``.
+    """F(m, r) for the given finite points, by default those of ``POINTS``, which has them for m + r up to 13.
 
     Each row of ``bt`` is scaled by a power of two, and its row of ``g`` by the inverse, so that transformed inputs keep
     about the size of the inputs. Raises ValueError for a number of points other than m + r - 2, or points that repeat.

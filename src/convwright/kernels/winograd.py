@@ -1,26 +1,35 @@
-"""Winograd convolution F(4 x 4, 3 x 3): 36 multiplications where direct summation needs 144 (arXiv 1509.09308).
+"""Winograd convolution F(m_h x m_w, r_h x r_w): n_h n_w multiplications for m_h m_w outputs, n = m + r - 1 on each axis
+(arXiv 1509.09308); direct summation needs m_h m_w r_h r_w. An axis with m = r = 1 is left as it is.
 
-A work item takes a group of 4 x 4 output tiles through all three stages while everything stays in the second-level
-cache: it transforms their inputs (V = B^T d B), multiplies them, for each of the 36 places of a tile, by the
-transformed weights (M = V U, a matrix product over the input channels), and transforms the products back (A^T M A),
-adding bias and epilogue. The products of ``outs`` output vectors are transformed as soon as they are complete.
+A work item takes a strip of output tiles through all three stages while everything stays in the second-level cache: it
+transforms their inputs (V = B^T d B), multiplies them, for each of the n_h n_w places of a tile, by the transformed
+weights (M = V U, a matrix product over the input channels), and transforms the products back (A^T M A), adding bias
+and epilogue. The products of ``outs`` output vectors are transformed as soon as they are complete.
 
-Tiles at the right and bottom edge are moved back inside, and store only what the tiles before them do not: the same
-output computed in two places of a tile is not the same to the last bit. Scratch of one thread, in floats: V as
-``[36][channel blocks][group][v]``, then M as ``[36][outs][group][v]``. Weights are packed
-``[output vector][36][channel][v]``.
+A third axis, the depth of 3-D convolutions, joins the sum: M = V[depth + tap] U[tap], summed over taps and channels. A
+work item covers several output slices and transforms each input slice once; the tiles of a slice follow those of the
+slice before, so that a tap is nothing but an offset in V.
+
+The plan says where tiles lie, in a table. Tiles at the right and bottom edge are moved back inside, and store only what
+the tiles before them do not: the same output computed in two places of a tile is not the same to the last bit. The
+pixels of a tile are ``x_row`` and ``x_col`` apart: those of a dilated convolution are the pixels of one phase.
+
+Scratch of one thread, in floats: a tile halfway through a transform, as ``[n_h n_w][v]``; then V as ``[n_h n_w][channel
+blocks][input slices][strip][v]``; then M as ``[n_h n_w][outs][output slices][strip][v]``. Weights are packed ``[output
+vector][n_h n_w][depth tap][channel][v]``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 from llvmlite import ir
 
-from convwright.codegen.lang import Int, Kernel, Variable
+from convwright.codegen.lang import Int, Integer, Kernel, Variable
 from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
@@ -28,23 +37,34 @@ from convwright.kernels.cook_toom import Matrix, filtering
 from convwright.kernels.products import Sums, add_products
 from convwright.runtime.memory import aligned_empty
 
-OUTPUT, TAPS = 4, 3
-INPUT = OUTPUT + TAPS - 1
-PLACES = INPUT * INPUT
 UNROLL = 4
 
 ARGUMENTS = Arguments(
-    "x u bias y residual scratch",
-    # work: item -> (part of the output tiles, image, group of tiles)
-    "groups images group tiles tiles_wide vectors part_tiles blocks channels out_rows out_cols "
-    "x_image x_block x_row u_out y_image y_block y_row r_image r_block r_row scratch_thread",
+    # tiles: a row a tile of one slice, see TILE_COLUMNS
+    "x u bias y residual scratch tiles",
+    # work: item -> (group of channels, part of its output vectors, image, chunk of slices, strip of tiles);
+    # vectors and part_turns: output vectors of a group, and how many times `outs` of them make a part
+    "parts part_turns vectors images chunks chunk_slices strips strip all_tiles out_slices in_slices "
+    "deep_taps deep_step blocks channels x_image x_block x_slice x_row x_col u_out y_image y_block y_slice y_row y_col "
+    "r_image r_block r_slice r_row r_col scratch_thread",
 )
+TILE_COLUMNS = 5
+"""First input, output and residual, in floats from the slice's own; first row and first column that are stored."""
+
+Axis = tuple[int, int]
+"""(m, r): outputs of a tile and taps along one axis."""
 
 
 @dataclass(frozen=True)
 class WinogradTile:
-    """What is baked into one kernel: the register tile of the products, ``tiles x outs`` vectors, and the epilogue."""
+    """What is baked into one kernel.
 
+    - `high`, `wide`: the algorithm along each axis.
+    - `tiles`, `outs`: the register tile of the products, in vectors.
+    """
+
+    high: Axis
+    wide: Axis
     tiles: int
     outs: int
     epilogue: tuple[tuple[object, ...], ...] = ()
@@ -54,154 +74,243 @@ class WinogradTile:
         return f"winograd-{self!r}"
 
     def name(self, target: Target) -> str:
-        return f"f32-winograd-{self.tiles}x{self.outs}-{target.name}"
+        return f"f32-winograd-{notation(self.high, self.wide)}-{self.tiles}x{self.outs}-{target.name}"
 
 
-def transform_weights(weight: np.ndarray, v: int) -> np.ndarray:
-    """``[K, C, 3, 3]`` to ``[ceil(K/v)][36][C][v]``, on a cache line: G g G^T in float64, rounded once."""
-    g = filtering(OUTPUT, TAPS).float_g()
-    out_channels, channels = weight.shape[:2]
-    spread = np.kron(g, g)  # [36][9]
+def notation(high: Axis, wide: Axis) -> str:
+    """The algorithm as the literature writes it, without spaces: ``F(4x4,3x3)``."""
+    return f"F({high[0]}x{wide[0]},{high[1]}x{wide[1]})"
+
+
+def places_of(high: Axis, wide: Axis) -> int:
+    """The multiplications of a tile, n_h n_w."""
+    return (sum(high) - 1) * (sum(wide) - 1)
+
+
+def transform_weights(weight: np.ndarray, v: int, high: Axis, wide: Axis) -> np.ndarray:
+    """``[K, C, taps, r_h, r_w]`` to ``[ceil(K/v)][n_h n_w][taps][C][v]``, on a cache line: G g G^T in float64, rounded
+    once."""
+    out_channels, channels, taps = weight.shape[:3]
+    spread = np.kron(filtering(*high).float_g(), filtering(*wide).float_g())  # [n_h n_w][r_h r_w]
     vectors = -(-out_channels // v)
-    packed = aligned_empty(vectors * PLACES * channels * v).reshape(vectors, PLACES, channels, v)
+    packed = aligned_empty(vectors * len(spread) * taps * channels * v)
+    packed = packed.reshape(vectors, len(spread), taps, channels, v)
     packed[-1] = 0
     for vector in range(vectors):
-        some = weight[vector * v : (vector + 1) * v].reshape(-1, channels, TAPS * TAPS).astype(np.float64)
-        packed[vector, :, :, : len(some)] = (some @ spread.T).transpose(2, 1, 0)
+        some = weight[vector * v : (vector + 1) * v].reshape(-1, channels, taps, spread.shape[1]).astype(np.float64)
+        packed[vector, ..., : len(some)] = (some @ spread.T).transpose(3, 2, 1, 0)
     return packed
 
 
-def scratch_floats(group: int, blocks: int, outs: int, v: int) -> int:
-    """Floats of scratch that one thread needs."""
-    return PLACES * group * v * (blocks + outs)
+def scratch_floats(places: int, inputs: int, blocks: int, outputs: int, outs: int, v: int) -> int:
+    """Floats of scratch that one thread needs for an item of so many input and output tiles, all slices together."""
+    return places * v * (1 + inputs * blocks + outputs * outs)
 
 
 def emit(tile: WinogradTile, target: Target) -> ir.Module:
     """The kernel's module."""
     k = Kernel(target)
     a = ARGUMENTS.read(k)
-    inputs = k.advance(a.scratch, k.thread * a.scratch_thread)
-    products = k.advance(inputs, a.group * a.blocks * (PLACES * k.v))
+    room = k.advance(a.scratch, k.thread * a.scratch_thread)
+    places = places_of(tile.high, tile.wide)
+    in_tiles, out_tiles = a.in_slices * a.strip, a.chunk_slices * a.strip
+    inputs = k.advance(room, places * k.v)
+    products = k.advance(inputs, in_tiles * a.blocks * (places * k.v))
     with k.loop(k.begin, k.end) as item:
-        of_part = a.groups * a.images
-        part, rest = item // of_part, item % of_part
-        image, group = rest // a.groups, rest % a.groups
-        first = k.smaller(group * a.group, a.tiles - a.group)
-        x = k.advance(a.x, image * a.x_image)
-        with k.loop(0, a.group) as place:
-            top, left = _corner(k, a, first + place)
-            at = k.advance(x, top * a.x_row + left * k.v)
-            with k.loop(0, a.blocks) as block:
-                d = [[k.load(k.advance(at, block * a.x_block + a.x_row * row), col * k.v) for col in range(INPUT)]
-                     for row in range(INPUT)]  # fmt: skip
-                to = k.advance(inputs, (block * a.group + place) * k.v)
-                for row, vectors in enumerate(_both_ways(k, filtering(OUTPUT, TAPS).bt, d)):
-                    for col, vector in enumerate(vectors):
-                        k.store(vector, to, a.blocks * a.group * (k.v * (row * INPUT + col)))
-        start = part * a.part_tiles * tile.outs
-        stop = k.minimum(start + a.part_tiles * tile.outs, a.vectors)
+        rest, strip = item // a.strips, item % a.strips
+        rest, chunk = rest // a.chunks, rest % a.chunks
+        rest, image = rest // a.images, rest % a.images
+        group, part = rest // a.parts, rest % a.parts
+        first = k.smaller(strip * a.strip, a.all_tiles - a.strip)
+        slice_at = k.smaller(chunk * a.chunk_slices, a.out_slices - a.chunk_slices)
+        x = k.advance(a.x, image * a.x_image + group * a.blocks * a.x_block + slice_at * a.x_slice)
+        _transform_inputs(k, a, tile, x, first, room, inputs, in_tiles)
+        start = part * a.part_turns * tile.outs
+        stop = k.minimum(start + a.part_turns * tile.outs, a.vectors)
         with k.loop(start, stop, tile.outs) as wanted:
-            out = k.smaller(wanted, a.vectors - tile.outs)
-            _multiply(k, a, tile, inputs, products, k.advance(a.u, out * a.u_out))
-            _transform_back(k, a, tile, products, image, first, out)
+            out = group * a.vectors + k.smaller(wanted, a.vectors - tile.outs)
+            _multiply(k, a, tile, inputs, products, k.advance(a.u, out * a.u_out), in_tiles, out_tiles)
+            y = k.advance(a.y, image * a.y_image + out * a.y_block + slice_at * a.y_slice)
+            residual = k.advance(a.residual, image * a.r_image + out * a.r_block + slice_at * a.r_slice)
+            bias = k.advance(a.bias, out * k.v)
+            _transform_back(k, a, tile, y, residual, bias, first, room, products, out_tiles)
     return k.finish()
 
 
-def _corner(k: Kernel, a: Reader, tile: Int) -> tuple[Int, Int]:
-    """Row and column of a tile's first output."""
-    top = k.smaller(tile // a.tiles_wide * OUTPUT, a.out_rows - OUTPUT)
-    left = k.smaller(tile % a.tiles_wide * OUTPUT, a.out_cols - OUTPUT)
-    return top, left
+def _transform_inputs(
+    k: Kernel, a: Reader, tile: WinogradTile, x: ir.Value, first: Int, room: ir.Value, inputs: ir.Value, in_tiles: Int
+) -> None:
+    """V of all tiles of the strip, in all slices that the item reads."""
+    high, wide = filtering(*tile.high).bt, filtering(*tile.wide).bt
+    place_stride = in_tiles * a.blocks * k.v
+    with k.loop(0, a.in_slices) as number, k.loop(0, a.strip) as place:
+        at = k.advance(x, number * a.x_slice + k.load_int(a.tiles, (first + place) * TILE_COLUMNS))
+        with k.loop(0, a.blocks) as block:
+            d = k.advance(at, block * a.x_block)
+            v = k.advance(inputs, (block * in_tiles + number * a.strip + place) * k.v)
+
+            def load(row: Integer, col: Integer) -> ir.Value:
+                return k.load(d, a.x_row * row + a.x_col * col)
+
+            def store(row: Integer, vectors: Sequence[ir.Value]) -> None:
+                to = k.advance(v, place_stride * (row * len(wide)))
+                for vector in vectors:
+                    k.store(vector, to)
+                    to = k.advance(to, place_stride)
+
+            _both_ways(k, high, wide, load, store, room)
 
 
 def _multiply(
-    k: Kernel, a: Reader, tile: WinogradTile, inputs: ir.Value, products: ir.Value, weights: ir.Value
-) -> None:
-    """M[place][out][tile] = sum over channels of V[place][channel][tile] U[out][place][channel], place by place."""
-    turns = (a.group + (tile.tiles - 1)) // tile.tiles
-    with k.loop(0, PLACES) as place:
-        v_place = k.advance(inputs, place * a.blocks * a.group * k.v)
-        u_place = k.advance(weights, place * a.channels * k.v)
-        m_place = k.advance(products, place * a.group * (tile.outs * k.v))
+    k: Kernel, a: Reader, tile: WinogradTile, inputs: ir.Value, products: ir.Value, weights: ir.Value,
+    in_tiles: Int, out_tiles: Int,
+) -> None:  # fmt: skip
+    """M[place][out][tile] = sum of V[place][channel][tile + tap] U[out][place][tap][channel], place by place."""
+    turns = (out_tiles + (tile.tiles - 1)) // tile.tiles
+    u_place = a.deep_taps * a.channels * k.v
+    with k.loop(0, places_of(tile.high, tile.wide)) as place:
+        v_place = k.advance(inputs, place * a.blocks * in_tiles * k.v)
+        u = k.advance(weights, place * u_place)
+        m_place = k.advance(products, place * out_tiles * (tile.outs * k.v))
         with k.loop(0, turns) as number:
-            start = k.minimum(number * tile.tiles, a.group - tile.tiles)
+            start = k.minimum(number * tile.tiles, out_tiles - tile.tiles)
             sums = [[k.variable(k.splat(0.0)) for _ in range(tile.outs)] for _ in range(tile.tiles)]
-            now = k.variable(u_place)
-            with k.loop(0, a.blocks) as block:
-                v_block = k.advance(v_place, (block * a.group + start) * k.v)
-                count = k.minimum(a.channels - block * k.v, k.v)
-                whole = count // UNROLL * UNROLL
-                with k.loop(0, whole, UNROLL) as lane:
-                    _step(k, a, tile, sums, now, k.advance(v_block, lane), UNROLL)
-                with k.loop(whole, count) as lane:
-                    _step(k, a, tile, sums, now, k.advance(v_block, lane), 1)
+            now = k.variable(u)
+            with k.loop(0, a.deep_taps) as tap:
+                v_tap = k.advance(v_place, (tap * a.deep_step * a.strip + start) * k.v)
+                with k.loop(0, a.blocks) as block:
+                    v_block = k.advance(v_tap, block * in_tiles * k.v)
+                    count = k.minimum(a.channels - block * k.v, k.v)
+                    whole = count // UNROLL * UNROLL
+                    with k.loop(0, whole, UNROLL) as lane:
+                        _step(k, a, tile, sums, now, k.advance(v_block, lane), UNROLL, u_place)
+                    with k.loop(whole, count) as lane:
+                        _step(k, a, tile, sums, now, k.advance(v_block, lane), 1, u_place)
             for pixel, accumulators in enumerate(sums):
                 for out, accumulator in enumerate(accumulators):
-                    k.store(accumulator.get(), m_place, (a.group * out + start + pixel) * k.v)
+                    k.store(accumulator.get(), m_place, (out_tiles * out + start + pixel) * k.v)
 
 
-def _step(k: Kernel, a: Reader, tile: WinogradTile, sums: Sums, weights: Variable, x: ir.Value, unroll: int) -> None:
+def _step(
+    k: Kernel, a: Reader, tile: WinogradTile, sums: Sums, weights: Variable, x: ir.Value, unroll: int, u_place: Int
+) -> None:
     """Add ``unroll`` channels to the sums; meanwhile the next place's weights come to the second-level cache."""
     now = weights.get()
     add_products(k, sums, weights, a.u_out, unroll, lambda pixel, ahead: k.load_scalar(x, pixel * k.v + ahead))
     if unroll == UNROLL:
         for out in range(tile.outs):
             for line in range(UNROLL):
-                k.prefetch(k.advance(now, a.u_out * out), a.channels * k.v + line * k.v, locality=2)
+                k.prefetch(k.advance(now, a.u_out * out), u_place + line * k.v, locality=2)
 
 
 def _transform_back(
-    k: Kernel, a: Reader, tile: WinogradTile, products: ir.Value, image: Int, first: Int, out: Int
-) -> None:
-    y = k.advance(a.y, image * a.y_image + out * a.y_block)
-    residual = k.advance(a.residual, image * a.r_image + out * a.r_block)
-    with k.loop(0, a.group) as place:
-        number = first + place
-        top, left = _corner(k, a, number)
-        with k.loop(0, tile.outs) as vector_number:
-            at = k.advance(products, (a.group * vector_number + place) * k.v)
-            stride = a.group * (tile.outs * k.v)
-            m = [[k.load(at, stride * (row * INPUT + col)) for col in range(INPUT)] for row in range(INPUT)]
-            bias = k.load(a.bias, (out + vector_number) * k.v)
-            for row, vectors in enumerate(_both_ways(k, filtering(OUTPUT, TAPS).at, m)):
-                with k.when(top + row >= number // a.tiles_wide * OUTPUT):
+    k: Kernel, a: Reader, tile: WinogradTile, y: ir.Value, residual: ir.Value, bias: ir.Value, first: Int,
+    room: ir.Value, products: ir.Value, out_tiles: Int,
+) -> None:  # fmt: skip
+    """The outputs of ``outs`` vectors of all tiles of the strip, in all slices that the item writes."""
+    high, wide = filtering(*tile.high).at, filtering(*tile.wide).at
+    place_stride = out_tiles * (tile.outs * k.v)
+    with k.loop(0, a.chunk_slices) as number, k.loop(0, a.strip) as place:
+        row_of = (first + place) * TILE_COLUMNS
+        y_at = k.load_int(a.tiles, row_of + 1) + number * a.y_slice
+        r_at = k.load_int(a.tiles, row_of + 2) + number * a.r_slice
+        first_row, first_col = k.load_int(a.tiles, row_of + 3), k.load_int(a.tiles, row_of + 4)
+        with k.loop(0, tile.outs) as out:
+            m = k.advance(products, (out_tiles * out + number * a.strip + place) * k.v)
+            own_bias = k.load(bias, out * k.v)
+            own_y = k.advance(y, y_at + out * a.y_block)
+            own_residual = k.advance(residual, r_at + out * a.r_block)
+
+            def store(row: Integer, vectors: Sequence[ir.Value]) -> None:
+                with k.when(first_row < row + 1):
+                    to, adds = k.advance(own_y, a.y_row * row), k.advance(own_residual, a.r_row * row)
                     for col, vector in enumerate(vectors):
-                        vector = k.add(vector, bias)
+                        vector = k.add(vector, own_bias)
                         for operation in tile.epilogue:
                             if operation[0] == "residual":
-                                where = a.r_block * vector_number + (top + row) * a.r_row + (left + col) * k.v
-                                vector = k.add(vector, k.load(residual, where))
+                                vector = k.add(vector, k.load(adds, a.r_col * col))
                             else:
                                 vector = apply(k, operation, vector)
-                        with k.when(left + col >= number % a.tiles_wide * OUTPUT):
-                            k.store(vector, y, a.y_block * vector_number + (top + row) * a.y_row + (left + col) * k.v)
+                        with k.when(first_col < col + 1):
+                            k.store(vector, to, a.y_col * col)
+
+            def load(row: Integer, col: Integer) -> ir.Value:
+                return k.load(m, place_stride * (row * len(wide[0]) + col))
+
+            _both_ways(k, high, wide, load, store, room)
 
 
-def _both_ways(k: Kernel, matrix: Matrix, d: Sequence[Sequence[ir.Value]]) -> list[list[ir.Value]]:
-    """matrix d matrix^T: columns first, then rows."""
-    columns = [combine(k, matrix, [row[col] for row in d]) for col in range(len(d[0]))]
-    return [combine(k, matrix, [column[row] for column in columns]) for row in range(len(matrix))]
+def _both_ways(
+    k: Kernel, high: Matrix, wide: Matrix, load: Callable[[Integer, Integer], ir.Value],
+    store: Callable[[Integer, Sequence[ir.Value]], None], room: ir.Value,
+) -> None:  # fmt: skip
+    """high d wide^T of d = load(row, col), stored row by row: columns first, then rows.
+
+    Where the vectors of d are about as many as registers, both ways are written out. Else one column or row is
+    in registers at a time, and what comes between them in ``room``.
+    """
+    rows, cols, between = len(high[0]), len(wide[0]), len(high)
+    if rows == 1:
+        store(0, combine(k, wide, [load(0, col) for col in range(cols)]))
+    elif cols == 1:
+        for row, vector in enumerate(combine(k, high, [load(row, 0) for row in range(rows)])):
+            store(row, [vector])
+    elif rows * cols <= k.target.registers * 5 // 4:
+        columns = [combine(k, high, [load(row, col) for row in range(rows)]) for col in range(cols)]
+        for row in range(between):
+            store(row, combine(k, wide, [column[row] for column in columns]))
+    else:
+        with k.loop(0, cols) as col:
+            to = k.advance(room, col * k.v)
+            for row, vector in enumerate(combine(k, high, [load(row, col) for row in range(rows)])):
+                k.store(vector, to, row * cols * k.v)
+        with k.loop(0, between) as number:
+            at = k.advance(room, number * (cols * k.v))
+            store(number, combine(k, wide, [k.load(at, col * k.v) for col in range(cols)]))
 
 
 def combine(k: Kernel, matrix: Matrix, vectors: Sequence[ir.Value]) -> list[ir.Value]:
     """matrix times a column of vectors. Rows of opposite points share their even and their odd part."""
     results: list[ir.Value] = []
-    while len(results) < len(matrix):
-        pair = matrix[len(results) : len(results) + 2]
-        even, odd = ([(a + sign * b) / 2 for a, b in zip(pair[0], pair[-1], strict=True)] for sign in (1, -1))
-        if len(pair) == 2 and _cost(even) + _cost(odd) + 2 < _cost(pair[0]) + _cost(pair[1]):
-            first, second = _row(k, even, vectors), _row(k, odd, vectors)
-            results += [k.add(first, second), k.sub(first, second)]
+    for rows, parts in _plan(matrix):
+        if rows == 1:
+            results.append(_row(k, parts[0], vectors))
         else:
-            results.append(_row(k, pair[0], vectors))
+            even, odd = (_row(k, part, vectors) for part in parts)
+            results += [k.add(even, odd), k.sub(even, odd)]
     return results
 
 
-def _cost(row: Sequence[Fraction]) -> int:
+Row = tuple[Fraction, ...]
+
+
+@lru_cache(maxsize=256)
+def _plan(matrix: Matrix) -> tuple[tuple[int, tuple[Row, ...]], ...]:
+    """The rows of the matrix one by one, or two by two as (2, (their half sum, their half difference))."""
+    plan: list[tuple[int, tuple[Row, ...]]] = []
+    at = 0
+    while at < len(matrix):
+        pair = matrix[at : at + 2]
+        even, odd = (tuple((a + s * b) / 2 for a, b in zip(pair[0], pair[-1], strict=True)) for s in (1, -1))
+        if len(pair) == 2 and _terms(even) + _terms(odd) + 2 < _terms(pair[0]) + _terms(pair[1]):
+            plan.append((2, (even, odd)))
+            at += 2
+        else:
+            plan.append((1, (pair[0],)))
+            at += 1
+    return tuple(plan)
+
+
+def operations(matrix: Matrix) -> int:
+    """Arithmetic instructions of `combine`."""
+    return sum(sum(map(_terms, parts)) + (2 if rows == 2 else 0) for rows, parts in _plan(matrix))
+
+
+def _terms(row: Row) -> int:
     return sum(entry != 0 for entry in row)
 
 
-def _row(k: Kernel, row: Sequence[Fraction], vectors: Sequence[ir.Value]) -> ir.Value:
+def _row(k: Kernel, row: Row, vectors: Sequence[ir.Value]) -> ir.Value:
     """A linear combination; the terms without a factor come first."""
     terms = [(entry, vector) for entry, vector in zip(row, vectors, strict=True) if entry]
     terms.sort(key=lambda term: abs(term[0]) != 1)

@@ -11,7 +11,6 @@ from functools import partial
 
 import numpy as np
 
-from convwright.kernels.winograd import transform_weights
 from convwright.runtime.memory import aligned_empty
 
 
@@ -150,8 +149,7 @@ class Weights:
         self._released: set[str] = set()
 
     def get(self, name: str, form: str, shape: tuple[int, ...], groups: int = 1) -> np.ndarray:
-        """The constant seen as ``shape`` and packed: ``form`` is "direct", "planar", "depthwise", "spread" or
-        "winograd"."""
+        """The constant seen as ``shape`` and packed: ``form`` is "direct", "planar", "depthwise" or "spread"."""
         key = (name, form, groups, tuple(shape))
         if key not in self._packed:
             array = self.array(name).astype(np.float32, copy=False).reshape(shape)
@@ -160,8 +158,6 @@ class Weights:
                     self._packed[key] = pack_direct(array, groups, self.v)
                 case "planar":
                     self._packed[key] = pack_planar(array, self.v)
-                case "winograd":
-                    self._packed[key] = transform_weights(array, self.v)
                 case "spread":
                     self._packed[key] = pack_spread(array, self.v)
                 case _:
@@ -213,10 +209,7 @@ class Weights:
         return unpack_direct(packed, flat, 1, self.v).reshape(self.constants[name].shape)
 
     def release(self) -> None:
-        """Keep only the packed form of large constants; in ``constants`` an empty shell keeps their shape.
-
-        Winograd's transformed weights cannot give the constant back to the last bit: it stays beside them.
-        """
+        """Keep only the packed form of large constants; in ``constants`` an empty shell keeps their shape."""
         given_back = {name for name, form, *_ in self._packed if form in _INVERTIBLE} | set(self._restored)
         for name in given_back - self._released:
             array = self.constants[name]

@@ -12,7 +12,7 @@ from convwright.model.lower import depthwise, direct, im2col, planar, winograd
 from convwright.model.problem import Algorithm, Problem, choose, problem_of
 from convwright.model.values import Halo
 
-ROWS: tuple[Algorithm, ...] = (direct.ROW, depthwise.ROW, winograd.ROW, planar.ROW, im2col.ROW)
+ROWS: tuple[Algorithm, ...] = (direct.ROW, depthwise.ROW, winograd.ROW, winograd.DEEP, planar.ROW, im2col.ROW)
 
 _CONVERSION_CYCLES = 1.0  # a vector that changes between row-major and channel blocks, where it is in a cache
 
