@@ -6,6 +6,8 @@ prepared at the first call and remembered, see `prepared`; later calls with the 
 
 from convwright.functional.composed import (
     channel_shuffle,
+    het_conv,
+    mix_conv,
     separable_conv,
     spatial_conv,
 )
@@ -15,6 +17,6 @@ from convwright.functional.integer import conv_integer, qlinear_conv
 from convwright.functional.prepared import forget
 
 __all__ = [
-    "channel_shuffle", "conv", "conv_integer", "conv_transpose", "deform_conv", "forget", "qlinear_conv",
-    "separable_conv", "spatial_conv",
+    "channel_shuffle", "conv", "conv_integer", "conv_transpose", "deform_conv", "forget", "het_conv", "mix_conv",
+    "qlinear_conv", "separable_conv", "spatial_conv",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from convwright.functional.arrays import Array, array_of, check_real, frozen, fr
 from convwright.functional.convolution import check_bias, convolution
 from convwright.functional.prepared import Recipe, run
 from convwright.graph import Node
-from convwright.spec import AxesLike, ConvSpec, PaddingLike, SeparableSpec, SpatialSpec
-from convwright.spec.checks import checked_int
+from convwright.graph.graph import INTERNAL
+from convwright.spec import AxesLike, ConvSpec, HetSpec, PaddingLike, SeparableSpec, SpatialSpec
+from convwright.spec.checks import checked_int, is_sequence, show
 
 
 def separable_conv(
@@ -138,6 +140,141 @@ def _chain(
     inputs = {"x": x if batched else x.reshape(1, *x.shape)}
     constants = {"first": first, "second": second, "b": bias}
     return run((name, options), inputs, constants, build, out, threads, numerics, batched)
+
+
+def mix_conv(
+    x: Any,
+    weights: Sequence[Any],
+    bias: Any = None,
+    *,
+    stride: AxesLike = 1,
+    padding: str = "same",
+    dilation: AxesLike = 1,
+    out: Array | None = None,
+    threads: int | None = None,
+    numerics: str = "default",
+) -> Array:
+    """A depthwise convolution with another kernel size for each part of the channels, MixConv (arXiv 1907.09595).
+
+    - `x`: N x C x spatial, or C x spatial.
+    - `weights`: one a part, Cp x 1 x kernel; the Cp of all parts sum to C.
+    - `bias`: C values, or None.
+    - `padding`: `"same"` or `"same_lower"` as in `conv`, or `"half"`: `dilation * (k - 1) / 2` at both ends, for odd
+      kernels.
+
+    The other arguments as in `conv`. Returns N x C x spatial, or C x spatial: one pass over the channels, whose
+    parts do not wait for each other. Raises `ConvwrightError` for arrays and arguments that do not fit each other.
+
+    >>> import numpy as np
+    >>> x = np.ones((1, 3, 5), np.float32)
+    >>> mix_conv(x, [np.ones((2, 1, 1), np.float32), np.ones((1, 1, 3), np.float32)])
+    array([[[1., 1., 1., 1., 1.],
+            [1., 1., 1., 1., 1.],
+            [2., 3., 3., 3., 2.]]], dtype=float32)
+    """
+    x = array_of("input", x)
+    if not is_sequence(weights) or not len(weights):
+        raise ConvwrightError(f"weights must be one array a part, got {show(weights)}")
+    arrays = [array_of(f"weight {number}", weight) for number, weight in enumerate(weights)]
+    bias = None if bias is None else array_of("bias", bias)
+    names = [f"w{number}" for number in range(len(arrays))]
+    check_real(("input", *names, "bias"), (x, *arrays, bias))
+    options = (frozen(stride), frozen(padding), frozen(dilation))
+    rank = arrays[0].ndim - 2
+
+    def build() -> Recipe:
+        if any(weight.ndim != arrays[0].ndim for weight in arrays):
+            raise ConvwrightError(f"weights of shapes {[weight.shape for weight in arrays]} differ in their axes")
+        parts = [_mix_part(weight.shape, bias is not None, *options) for weight in arrays]
+        total = sum(part.in_channels for part in parts)
+        # All parts as one convolution, to check the input and the bias against.
+        whole = ConvSpec.of_rank(rank, total, total, 1, groups=total, bias=bias is not None)
+        whole.output_shape(x.shape)
+        check_bias(bias, whole)
+        sizes = [part.output_size(x.shape[-rank:]) for part in parts]
+        if any(size != sizes[0] for size in sizes):
+            raise ConvwrightError(f"padding {padding!r} gives the parts outputs of sizes {sizes}")
+        ends = np.cumsum([part.out_channels for part in parts])
+        constants = {name: np.array(weight, order="C") for name, weight in zip(names, arrays, strict=True)}
+        inputs = ["x", *names]
+        if bias is not None:
+            biases = np.split(np.array(bias), ends[:-1])
+            constants |= {f"b{number}": piece for number, piece in enumerate(biases)}
+            inputs += [f"b{number}" for number in range(len(parts))]
+        node = Node("MixConvolution", inputs, ["y"], {"parts": tuple(parts)}, domain=INTERNAL)
+        return Recipe([node], (total, *sizes[0]), x.dtype, constants)
+
+    batched = x.ndim != rank + 1
+    inputs = {"x": x if batched else x.reshape(1, *x.shape)}
+    constants = {**dict(zip(names, arrays, strict=True)), "b": bias}
+    return run(("mix_conv", options), inputs, constants, build, out, threads, numerics, batched)
+
+
+def _mix_part(shape: tuple[int, ...], bias: bool, stride: Any, padding: Any, dilation: Any) -> ConvSpec:
+    if len(shape) < 3 or shape[1] != 1:
+        raise ConvwrightError(f"each weight must be of shape Cp x 1 x kernel, got {shape}")
+    if not isinstance(padding, str) or padding not in ("same", "same_lower", "half"):
+        raise ConvwrightError(f"padding must be 'same', 'same_lower' or 'half', got {show(padding)}")
+    if padding == "half":
+        if any(size % 2 == 0 for size in shape[2:]):
+            raise ConvwrightError(f"padding 'half' needs odd kernel sizes, got {shape[2:]}")
+        plain = ConvSpec.of_weight(shape, dilation=dilation, groups=shape[0])
+        padding = [span // 2 for span in plain.effective_kernel]
+    return ConvSpec.of_weight(shape, stride=stride, padding=padding, dilation=dilation, groups=shape[0], bias=bias)
+
+
+def het_conv(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    part: int,
+    stride: AxesLike = 1,
+    padding: PaddingLike = 0,
+    dilation: AxesLike = 1,
+    padding_mode: str = "zeros",
+    flip: bool = False,
+    out: Array | None = None,
+    threads: int | None = None,
+    numerics: str = "default",
+) -> Array:
+    """A heterogeneous convolution, HetConv (arXiv 1903.04120): only where `(c - f) mod part == 0` is a kernel full.
+
+    - `x`: N x C x spatial, or C x spatial.
+    - `weight`: K x C x kernel, dense, of odd sizes; of the other channels' kernels only the centre is read.
+    - `bias`: K values, or None.
+    - `part`: from 1, a standard convolution, to C; it need not divide C or K.
+
+    The other arguments as in `conv`. Returns N x K x spatial, or K x spatial. Raises `ConvwrightError` for arrays and
+    arguments that do not fit each other.
+
+    >>> import numpy as np
+    >>> x = np.ones((1, 2, 5), np.float32)
+    >>> het_conv(x, np.ones((2, 2, 3), np.float32), part=2)
+    array([[[4., 4., 4.],
+            [4., 4., 4.]]], dtype=float32)
+    """
+    x, weight = array_of("input", x), array_of("weight", weight)
+    bias = None if bias is None else array_of("bias", bias)
+    check_real(("input", "weight", "bias"), (x, weight, bias))
+    options = (
+        frozen(stride), frozen(padding), frozen(dilation), frozen(padding_mode), frozen_bool(flip), frozen(part),
+    )  # fmt: skip
+
+    def build() -> Recipe:
+        conv = ConvSpec.of_weight(
+            weight.shape, stride=options[0], padding=options[1], dilation=options[2], padding_mode=options[3],
+            flip=options[4], bias=bias is not None,
+        )  # fmt: skip
+        spec = HetSpec(conv, options[5])
+        shape = conv.output_shape(x.shape)[-conv.rank - 1 :]
+        check_bias(bias, conv)
+        names = ["x", "w", "b"] if conv.bias else ["x", "w"]
+        return Recipe([Node("HetConvolution", names, ["y"], {"spec": spec}, domain=INTERNAL)], shape, x.dtype)
+
+    batched = x.ndim != weight.ndim - 1
+    inputs = {"x": x if batched else x.reshape(1, *x.shape)}
+    return run(("het_conv", options), inputs, {"w": weight, "b": bias}, build, out, threads, numerics, batched)
 
 
 def channel_shuffle(x: Any, groups: int, *, out: Array | None = None, threads: int | None = None) -> Array:

@@ -24,7 +24,7 @@ columns one after another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -279,12 +279,19 @@ class Sum:
     bias: ir.Value
 
 
-def _sum_strip(k: Kernel, a: Reader, tile: PlanarTile, what: Sum, to: ir.Value, y: ir.Value, top: Int) -> None:
-    """One phase of the strip for ``outs`` output channels, into scratch at ``to`` or into the output at ``y``."""
+def _sum_strip(
+    k: Kernel, a: Reader, tile: PlanarTile, what: Sum, to: ir.Value, y: ir.Value, top: Int,
+    sum_tile: Callable[..., list[list[ir.Value]]] | None = None,
+) -> None:  # fmt: skip
+    """One phase of the strip for ``outs`` output channels, into scratch at ``to`` or into the output at ``y``.
+
+    ``sum_tile``: what sums a tile, where it is not ``_sum_tile``.
+    """
+    sum_tile = sum_tile or _sum_tile
     wide = tile.cols * k.v
     if tile.flat:
         with k.loop(0, (a.strip_rows - 1) * a.pitch + a.grid_cols, wide) as left:
-            for out, vectors in enumerate(_sum_tile(k, a, tile, what, left)):
+            for out, vectors in enumerate(sum_tile(k, a, tile, what, left)):
                 for number, vector in enumerate(vectors):
                     k.store(vector, to, a.out_plane * out + left + number * k.v)
         return
@@ -292,7 +299,7 @@ def _sum_strip(k: Kernel, a: Reader, tile: PlanarTile, what: Sum, to: ir.Value, 
     with k.loop(0, a.strip_rows, tile.rows) as wanted_row, k.loop(0, a.grid_cols, wide) as wanted_col:
         row = k.smaller(wanted_row, a.strip_rows - tile.rows)
         col = wanted_col if tile.partial else k.smaller(wanted_col, a.grid_cols - wide)
-        for out, vectors in enumerate(_sum_tile(k, a, tile, what, row * a.pitch + col)):
+        for out, vectors in enumerate(sum_tile(k, a, tile, what, row * a.pitch + col)):
             for number, vector in enumerate(vectors):
                 down, right = divmod(number, tile.cols)
                 if tile.staged_output:

@@ -72,6 +72,7 @@ class Builder:
         self.problems: dict[int, Problem] = {}  # of convolution layers, by id
         self.parents: dict[str, tuple[str, int]] = {}  # value -> (concatenation it is a part of, first channel)
         self.values: dict[tuple[str, bool], Value] = {}
+        self.rooms: dict[str, Value] = {}  # plain values that have a place already: a part of another's channels
         self.flattened: dict[str, str] = {}  # value -> the value of rank 4 that it flattens
         self.tables: list[np.ndarray] = []  # what steps point to besides weights
 
@@ -108,7 +109,9 @@ class Builder:
 
     def new_plain(self, name: str) -> Value:
         """Room for a row-major output: the caller's own array where the value is an output of the graph."""
-        value = self.plain_room(self.shape(name), self.types[name].dtype, self._plain_buffer(name))
+        value = self.rooms.get(name)
+        if value is None:
+            value = self.plain_room(self.shape(name), self.types[name].dtype, self._plain_buffer(name))
         self.values[name, False] = value
         return value
 

@@ -47,7 +47,8 @@ class Value:
     """A tensor in memory.
 
     ``shape`` is the tensor's own (ONNX) shape. Blocked tensors are ``[N][blocks][H][W][v]`` inside their halo, with
-    strides ``image``, ``block`` and ``row`` in floats; plain ones are row-major without gaps. ``offset`` is the byte of
+    strides ``image``, ``block`` and ``row`` in floats; plain ones are row-major without gaps, but
+    for a range of another's channels, whose ``image`` is the whole's. ``offset`` is the byte of
     element 0.
     """
 

@@ -235,9 +235,40 @@ def _convolution(scope: Scope, node: Node) -> list[ValueInfo]:
     return [ValueInfo(info.dtype, spec.output_shape(info.shape))]
 
 
+def _het_convolution(scope: Scope, node: Node) -> list[ValueInfo]:
+    """Internal: a `HetSpec` in the attribute `spec`; the weights are dense."""
+    info = scope.info(node, 0)
+    spec = node.attributes["spec"]
+    if scope.shape(node, 1) != spec.weight_shape:
+        raise ConvwrightError(f"{node}: weights of shape {scope.shape(node, 1)}, it needs {spec.weight_shape}")
+    _check_bias(scope, node, spec.conv.out_channels, 2)
+    return [ValueInfo(info.dtype, spec.conv.output_shape(info.shape))]
+
+
+def _mix_convolution(scope: Scope, node: Node) -> list[ValueInfo]:
+    """Internal: the `ConvSpec` of each part in the attribute `parts`; inputs are x, the weights, then the biases."""
+    info, parts = scope.info(node, 0), node.attributes["parts"]
+    shape: Shape = info.shape  # type: ignore[assignment]
+    if sum(part.in_channels for part in parts) != shape[1]:
+        raise ConvwrightError(
+            f"{node}: input of shape {shape}, parts of {[part.in_channels for part in parts]} channels"
+        )
+    sizes = []
+    for place, part in enumerate(parts):
+        if scope.shape(node, 1 + place) != part.weight_shape:
+            raise ConvwrightError(f"{node}: weights of shape {scope.shape(node, 1 + place)}, not {part.weight_shape}")
+        _check_bias(scope, node, part.out_channels, 1 + len(parts) + place)
+        sizes.append(part.output_size(shape[2:]))
+    if any(size != sizes[0] for size in sizes):
+        raise ConvwrightError(f"{node}: parts give outputs of sizes {sizes}")
+    return [ValueInfo(info.dtype, (shape[0], sum(part.out_channels for part in parts), *sizes[0]))]
+
+
 RULES: dict[str, Rule] = {
     "Conv": _conv,
     "Convolution": _convolution,
+    "HetConvolution": _het_convolution,
+    "MixConvolution": _mix_convolution,
     "ConvInteger": _conv_integer,
     "QLinearConv": _qlinear_conv,
     "ConvTranspose": _conv_transpose,

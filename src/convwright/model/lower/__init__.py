@@ -14,7 +14,9 @@ from convwright.model.lower import (
     direct,
     elementwise,
     fallback,
+    het,
     integer,
+    mix,
     movement,
     pool,
     reshape,
@@ -56,6 +58,8 @@ def _row(ops: str, fits: Check, lower: Lower) -> Row:
 ROWS = (
     _row("Conv ConvTranspose Convolution", conv.can_lower, conv.lower),
     _row("DeformConv", deformable.can_lower, deformable.lower),
+    _row("HetConvolution", het.can_lower, het.lower),
+    _row("MixConvolution", mix.can_lower, mix.lower),
     _row("ConvInteger QLinearConv", integer.can_lower, integer.lower),
     _row("Gemm", _gemm_fits, direct.lower_gemm),
     _row("MaxPool AveragePool", pool.can_lower, pool.lower),

@@ -1,0 +1,194 @@
+"""Heterogeneous and mixed convolutions: against their float64 references, plans between guard pages, refusals."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import convwright as cw
+from convwright import functional, reference
+from convwright.codegen.target import NAMES, Target, runs_here, target_named
+from convwright.graph import Graph, Node
+from convwright.graph.graph import INTERNAL
+from convwright.model import Model
+from convwright.runtime.team import STEP_COLUMNS
+from convwright.spec import (
+    PADDING_MODES,
+    ConvSpec,
+    HetSpec,
+    MixSpec,
+)
+from tests.functional import Array, close, normal, refused
+from tests.kernels import each_target
+from tests.plans import graph_of, planned
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> Any:
+    yield
+    functional.forget()
+
+
+def random_het(pick: random.Random) -> tuple[HetSpec, tuple[int, ...]] | None:
+    """A het convolution that fits its input, or None."""
+    rank = pick.choice([1, 2, 2, 3])
+    channels, filters = pick.choice([1, 2, 3, 5, 8, 16, 17]), pick.choice([1, 2, 3, 4, 7, 8, 20])
+    try:
+        conv = ConvSpec(
+            channels, filters, [pick.choice([1, 3, 3, 5]) for _ in range(rank)],
+            stride=[pick.choice([1, 1, 2, 3]) for _ in range(rank)],
+            padding=[(pick.randint(0, 2), pick.randint(0, 2)) for _ in range(rank)],
+            dilation=[pick.choice([1, 1, 2]) for _ in range(rank)], padding_mode=pick.choice(PADDING_MODES),
+            flip=pick.random() < 0.3, bias=pick.random() < 0.5,
+        )  # fmt: skip
+        size = tuple(pick.choice([4, 5, 7, 9, 16, 17, 33]) if rank < 3 else pick.randint(3, 9) for _ in range(rank))
+        conv.output_size(size)
+    except cw.ConvwrightError:
+        return None
+    return HetSpec(conv, pick.randint(1, channels)), size
+
+
+class TestHet:
+    @pytest.mark.parametrize("seed", range(30))
+    def test_random(self, seed: int) -> None:
+        self.check(seed)
+
+    @pytest.mark.long
+    @pytest.mark.parametrize("start", range(1000, 4000, 100))
+    def test_more(self, start: int) -> None:
+        for seed in range(start, start + 100):
+            self.check(seed)
+        functional.forget()
+
+    def check(self, seed: int) -> None:
+        pick = random.Random(seed)
+        found = random_het(pick)
+        while found is None:
+            found = random_het(pick)
+        spec, size = found
+        conv, dtype = spec.conv, np.float32 if seed % 3 else np.float64
+        x, weight = normal(seed, 2, conv.in_channels, *size, dtype=dtype), normal(1, *spec.weight_shape, dtype=dtype)
+        bias = normal(2, conv.out_channels, dtype=dtype) if conv.bias else None
+        options: dict[str, Any] = {
+            "part": spec.part, "stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation,
+            "padding_mode": conv.padding_mode, "flip": conv.flip, "threads": 1 + seed % 3,
+        }  # fmt: skip
+        expected = reference.het_conv(x, weight, bias, spec)
+        close(cw.het_conv(x, weight, bias, **options), expected, dtype)
+        close(cw.het_conv(x[1], weight, bias, **options), expected[1], dtype)
+
+    def test_between_guard_pages(self) -> None:
+        for name in NAMES:
+            if not runs_here(name):
+                continue
+            for seed in range(12):
+                found = random_het(random.Random(seed))
+                if found is None:
+                    continue
+                spec, size = found
+                x, weight = normal(seed, 1, spec.conv.in_channels, *size), normal(1, *spec.weight_shape)
+                bias = normal(2, spec.conv.out_channels)
+                spec = HetSpec(replace(spec.conv, bias=True), spec.part)
+                node = Node("HetConvolution", ["x", "w", "b"], ["y"], {"spec": spec}, domain=INTERNAL)
+                graph = graph_of([node], {"x": x}, ["y"], {"w": weight, "b": bias})
+                plan = planned(graph, target_named(name), 1 + seed % 2)
+                expected = reference.het_conv(x, weight, bias, spec)
+                for at_end in (True, False):
+                    close(plan.run({"x": x}, at_end=at_end)["y"], expected, np.float32)
+
+    def test_weights_that_are_not_read_do_not_count(self) -> None:
+        x, weight = normal(0, 1, 4, 5, 5), normal(1, 4, 4, 3, 3)
+        poisoned = weight.copy()
+        for out in range(4):
+            for channel in range(4):
+                if (channel - out) % 2:
+                    centre = poisoned[out, channel, 1, 1]
+                    poisoned[out, channel] = np.nan
+                    poisoned[out, channel, 1, 1] = centre
+        expected = cw.het_conv(x, weight, part=2, padding=1)
+        np.testing.assert_array_equal(cw.het_conv(x, poisoned, part=2, padding=1), expected)
+
+    def test_part_one_is_standard(self) -> None:
+        x, weight = normal(0, 1, 4, 5, 5), normal(1, 6, 4, 3, 3)
+        spec = ConvSpec(4, 6, (3, 3), bias=False)
+        close(cw.het_conv(x, weight, part=1), reference.conv(x, weight, None, spec), np.float32)
+
+    def test_refused(self) -> None:
+        x, weight = normal(0, 1, 4, 6, 6), normal(1, 6, 4, 3, 3)
+        refused(lambda: cw.het_conv(x, weight, part=5), "part 5 is more than in_channels 4")
+        refused(lambda: cw.het_conv(x, weight, part=0), "part must be at least 1, got 0")
+        refused(lambda: cw.het_conv(x, weight, part=2.0), "2.0")  # type: ignore[arg-type]
+        refused(lambda: cw.het_conv(x, normal(1, 6, 4, 2, 3), part=2), "odd kernel sizes", "(2, 3)")
+        refused(lambda: cw.het_conv(x[:, :3], weight, part=2), "(1, 3, 6, 6)")
+        refused(lambda: cw.het_conv(x, weight, normal(0, 5), part=2), "bias must be 6 values")
+
+
+class TestMix:
+    @pytest.mark.parametrize("seed", range(30))
+    def test_random(self, seed: int) -> None:
+        self.check(seed)
+
+    @pytest.mark.long
+    @pytest.mark.parametrize("start", range(1000, 4000, 100))
+    def test_more(self, start: int) -> None:
+        for seed in range(start, start + 100):
+            self.check(seed)
+        functional.forget()
+
+    def check(self, seed: int) -> None:
+        pick = random.Random(seed)
+        rank, padding = pick.choice([1, 2, 2, 3]), pick.choice(["same", "same_lower", "half"])
+        kernels = pick.choice([(1,), (3, 5), (3, 5, 7), (1, 3, 9)] if padding == "half" else [(2,), (3, 4), (1, 2, 5)])
+        spec = MixSpec(
+            pick.choice([4, 5, 8, 16, 17, 40]), kernels, rank=rank, split=pick.choice(["equal", "exponential"]),
+            stride=pick.choice([1, 1, 2, 3]), dilation=pick.choice([1, 1, 2]), padding=padding,
+            bias=pick.random() < 0.5,
+        )  # fmt: skip
+        size = tuple(pick.choice([1, 4, 5, 9, 16, 17, 33]) if rank < 3 else pick.randint(1, 9) for _ in range(rank))
+        dtype = np.float32 if seed % 3 else np.float64
+        x = normal(seed, pick.choice([1, 2, 3]), spec.channels, *size, dtype=dtype)
+        weights = [normal(at, *part.weight_shape, dtype=dtype) for at, part in enumerate(spec.parts)]
+        bias = normal(9, spec.channels, dtype=dtype) if spec.bias else None
+        options: dict[str, Any] = {"stride": spec.stride, "dilation": spec.dilation, "padding": padding}
+        expected = reference.mix_conv(x, weights, bias, spec)
+        close(cw.mix_conv(x, weights, bias, **options, threads=1 + seed % 3), expected, dtype)
+        close(cw.mix_conv(x[0], weights, bias, **options), expected[0], dtype)
+
+    def graph(self, batch: int) -> tuple[Graph, Array, Array]:
+        """A convolution of three parts with its input and what it should give."""
+        spec = MixSpec(20, (3, 5, 7))
+        x, weights = normal(0, batch, 20, 17, 9), [normal(at, *p.weight_shape) for at, p in enumerate(spec.parts)]
+        biases = np.split(normal(9, 20), np.cumsum(spec.part_channels)[:-1])
+        names = ["w0", "w1", "w2", "b0", "b1", "b2"]
+        node = Node("MixConvolution", ["x", *names], ["y"], {"parts": spec.parts}, domain=INTERNAL)
+        graph = graph_of([node], {"x": x}, ["y"], dict(zip(names, [*weights, *biases], strict=True)))
+        return graph, x, reference.mix_conv(x, weights, np.concatenate(biases), spec)
+
+    @pytest.mark.parametrize("batch", [1, 2])
+    @each_target
+    def test_between_guard_pages(self, target: Target, batch: int) -> None:
+        graph, x, expected = self.graph(batch)
+        for threads in (1, 2):
+            for at_end in (True, False):
+                close(planned(graph, target, threads).run({"x": x}, at_end=at_end)["y"], expected, np.float32)
+
+    def test_is_one_pass(self) -> None:
+        """No step waits for the one before."""
+        graph, _, _ = self.graph(2)
+        program = Model(graph, 2, "default")._program(((2, 20, 17, 9),))
+        assert program.table[:, STEP_COLUMNS - 1].tolist() == [0, 0, 0]
+
+    def test_refused(self) -> None:
+        x, weights = normal(0, 1, 5, 6, 6), [normal(1, 2, 1, 3, 3), normal(2, 3, 1, 5, 5)]
+        refused(lambda: cw.mix_conv(x, []), "one array a part")
+        refused(lambda: cw.mix_conv(x, weights[:1]), "the input must be (N, 2, H, W)")
+        refused(lambda: cw.mix_conv(x, [weights[0], normal(2, 3, 1, 5)]), "differ in their axes")
+        refused(lambda: cw.mix_conv(x, [weights[0], normal(2, 3, 2, 5, 5)]), "Cp x 1 x kernel, got (3, 2, 5, 5)")
+        refused(lambda: cw.mix_conv(x, weights, padding=1), "'half', got 1")  # type: ignore[arg-type]
+        refused(lambda: cw.mix_conv(x, [normal(0, 5, 1, 2, 2)], padding="half"), "odd kernel sizes, got (2, 2)")
+        refused(lambda: cw.mix_conv(x, weights, normal(0, 4)), "bias must be 5 values")
+        refused(lambda: cw.mix_conv(x, [weights[0], weights[1].astype(float)]), "w1 float64")
