@@ -8,11 +8,19 @@ from convwright.errors import ConvwrightError
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
-from convwright.model.lower import depthwise, direct, im2col, planar, winograd
+from convwright.model.lower import depthwise, direct, im2col, planar, transposed, winograd
 from convwright.model.problem import Algorithm, Problem, choose, problem_of
 from convwright.model.values import Halo
 
-ROWS: tuple[Algorithm, ...] = (direct.ROW, depthwise.ROW, winograd.ROW, winograd.DEEP, planar.ROW, im2col.ROW)
+ROWS: tuple[Algorithm, ...] = (
+    direct.ROW,
+    depthwise.ROW,
+    winograd.ROW,
+    winograd.DEEP,
+    transposed.ROW,
+    planar.ROW,
+    im2col.ROW,
+)
 
 _CONVERSION_CYCLES = 1.0  # a vector that changes between row-major and channel blocks, where it is in a cache
 
@@ -72,7 +80,7 @@ def needs_halo(b: Builder, layer: Layer) -> dict[str, Halo]:
     row = algorithm_of(p)
     if not row.blocked or (row is direct.ROW and direct.reads_planes(p)):
         return {}
-    return {layer.node.inputs[0]: geometry_of(p).halo}
+    return {layer.node.inputs[0]: transposed.halo(p) if p.spec.transposed else geometry_of(p).halo}
 
 
 def lower(b: Builder, layer: Layer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -199,10 +200,10 @@ def cut(p: Problem) -> Cut:
     """The form and the division of the work with the least estimated time."""
     forms = forms_of(p)
     assert not isinstance(forms, str)
-    return min((found for form in forms for found in _cuts(p, form)), key=lambda found: found.cycles)
+    return min((found for form in forms for found in cuts(p, form)), key=lambda found: found.cycles)
 
 
-def _cuts(p: Problem, form: Form) -> list[Cut]:
+def cuts(p: Problem, form: Form) -> list[Cut]:
     v, spec = p.target.vector, p.spec
     blocks, vectors = (blocks_of(number // spec.groups, v) for number in (spec.in_channels, spec.out_channels))
     found, all_tiles = [], form.tiles
@@ -272,14 +273,14 @@ def _multiplications(p: Problem) -> int:
     return p.batch * form.out_slices * form.tiles * form.places * products
 
 
-def _scratch_floats(p: Problem, c: Cut) -> int:
+def scratch_floats(p: Problem, c: Cut) -> int:
     v = p.target.vector
     blocks = blocks_of(p.spec.in_channels // p.spec.groups, v)
     return winograd.scratch_floats(c.form.places, c.in_slices * c.strip, blocks, c.chunk * c.strip, c.outs, v)
 
 
 def _workspace(p: Problem) -> int:
-    return 4 * p.threads * _scratch_floats(p, cut(p))
+    return 4 * p.threads * scratch_floats(p, cut(p))
 
 
 def _error_bound(p: Problem) -> float:
@@ -323,38 +324,61 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
     x = channels.with_halo(b, layer.node.inputs[0], g.halo)
     residual = b.blocked(layer.residual) if layer.residual else None
     y = b.new_blocked(layer.output)
-    _step(b, layer, p, b.inside(x, g), (x, 0), (y, 0), residual)
+    add_step(b, layer, p, b.inside(x, g), (x, 0), (y, 0), residual)
 
 
 def _lower_deep(b: Builder, layer: Layer, p: Problem) -> None:
     x, x_slice = volumes.packed(b, b.plain(layer.node.inputs[0]), p.spec, p.out_size)
     y, y_slice = volumes.room(b, (p.batch, p.spec.out_channels, *p.out_size))
-    _step(b, layer, p, Ref(x.buffer), (x, x_slice), (y, y_slice), None)
+    add_step(b, layer, p, Ref(x.buffer), (x, x_slice), (y, y_slice))
     volumes.unpack(b, y, y_slice, b.new_plain(layer.output))
 
 
-def _step(
-    b: Builder, layer: Layer, p: Problem, at: Ref, x: tuple[Value, int], y: tuple[Value, int], residual: Value | None
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A step that writes a part of its layer's output (see ``lower.transposed``).
+
+    - `key`, `kernel`: what tells its weights apart, and how they are taken from the layer's.
+    - `y`: its first output; `step`: rows and columns from one output to the next.
+    - `scratch`: shared by all parts; `scratch_thread`: its floats for one thread.
+    """
+
+    key: tuple[int, ...]
+    kernel: Callable[[np.ndarray], np.ndarray]
+    y: Ref
+    step: tuple[int, int]
+    scratch: Buffer
+    scratch_thread: int
+
+
+def add_step(
+    b: Builder, layer: Layer, p: Problem, at: Ref, x: tuple[Value, int], y: tuple[Value, int],
+    residual: Value | None = None, part: Part | None = None, c: Cut | None = None,
+) -> None:  # fmt: skip
     """The kernel's step; `at`: the first input of the first window; x and y with the floats of a depth slice."""
-    c, spec, v = cut(p), p.spec, b.v
+    c, spec, v = c or cut(p), p.spec, b.v
     form = c.form
     own = spec.in_channels // spec.groups
     blocks, vectors = blocks_of(own, v), blocks_of(spec.out_channels // spec.groups, v)
     weight_shape = (spec.out_channels, own, form.deep_taps, form.high[1], form.wide[1])
-    packed = b.weights.derived(
-        layer.node.inputs[1], ("winograd", form.high, form.wide, form.joined),
-        lambda weight: winograd.transform_weights(_joined(weight, form, weight_shape), v, form.high, form.wide),
-    )  # fmt: skip
+
+    def transformed(weight: np.ndarray) -> np.ndarray:
+        own_kernel = part.kernel(weight) if part else weight
+        return winograd.transform_weights(_joined(own_kernel, form, weight_shape), v, form.high, form.wide)
+
+    key = ("winograd", form.high, form.wide, form.joined, *(part.key if part else ()))
+    packed = b.weights.derived(layer.node.inputs[1], key, transformed)
     bias = b.weights.bias(layer.node.input(2), spec.out_channels)
-    scratch_thread = _scratch_floats(p, c)
-    scratch = Buffer(4 * scratch_thread * b.threads)
+    scratch_thread = part.scratch_thread if part else scratch_floats(p, c)
+    scratch = part.scratch if part else Buffer(4 * scratch_thread * b.threads)
     tile = winograd.WinogradTile(form.high, form.wide, c.tiles, c.outs, layer.epilogue)
     x_strides, y_strides = _strides(form, *x, v), _strides(form, *y, v)
+    if part:
+        y_strides = (y_strides[0], y_strides[1] * part.step[0], y_strides[2] * part.step[1])
     r_strides = _strides(form, residual, 0, v)
     turns = -(-vectors // c.outs)
     arguments = {
-        "x": at, "u": b.static(packed), "bias": b.static(bias), "y": y[0].ref,
+        "x": at, "u": b.static(packed), "bias": b.static(bias), "y": part.y if part else y[0].ref,
         "residual": residual.ref if residual else 0, "scratch": Ref(scratch),
         "tiles": b.static(_tiles(form, x_strides[1:], y_strides[1:], r_strides[1:])),
         "parts": c.parts, "part_turns": -(-turns // c.parts), "vectors": vectors, "images": p.batch,
@@ -374,7 +398,9 @@ def _step(
     reads = [x[0], residual] if residual else [x[0]]
     items = spec.groups * c.parts * p.batch * c.chunks * c.strips
     b.step(tile.name(b.target), winograd, tile, arguments, items, reads, [y[0]], why, p.macs)
-    b.steps[-1].touches.append((scratch, 0, scratch.nbytes, True, "inside"))
+    tag = f"part {part.key}" if part else "inside"
+    touches = [(*touch[:4], tag if touch[3] else touch[4]) for touch in b.steps[-1].touches]
+    b.steps[-1].touches = [*touches, (scratch, 0, scratch.nbytes, True, tag)]
 
 
 def _joined(weight: np.ndarray, form: Form, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,0 +1,109 @@
+"""Transposed convolutions by the phases of their stride, on channel blocks: against float64, guard pages around every
+buffer, NaN in all memory that means nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from convwright import reference
+from convwright.codegen.target import Target, host_target
+from convwright.graph import Node
+from convwright.kernels import winograd
+from convwright.model.lower import transposed as lowering
+from convwright.model.problem import Problem
+from convwright.spec import ConvSpec
+from tests.kernels import each_target
+from tests.plans import graph_of, planned
+
+BOUND = 8e-6  # of the largest value: tests/test_winograd.py
+
+
+def check(spec: ConvSpec, size: tuple[int, ...], target: Target, *, batch: int = 1, threads: int = 2, seed: int = 0,
+          at_end: bool = True) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    inputs = {"x": rng.standard_normal((batch, spec.in_channels, *size)).astype(np.float32)}
+    constants = {"w": rng.standard_normal(spec.weight_shape).astype(np.float32)}
+    if spec.bias:
+        constants["b"] = rng.standard_normal(spec.out_channels).astype(np.float32)
+    attributes = {"spec": spec, "algorithm": "winograd"}
+    nodes = [
+        Node("Identity", ["x"], ["inside"]),
+        Node("Convolution", ["inside", *constants], ["y"], attributes, domain="convwright"),
+        Node("Relu", ["y"], ["z"]),
+    ]
+    plan = planned(graph_of(nodes, inputs, ["z"], constants), target, threads, numerics="default")
+    steps = plan.tiles(winograd)
+    assert len(steps) == int(np.prod(spec.stride))
+    (y,) = plan.run(inputs, at_end=at_end).values()
+    expected = np.maximum(reference.conv(inputs["x"], constants["w"], constants.get("b"), spec), 0)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=BOUND * (1 + np.abs(expected).max()), err_msg=str(spec))
+
+
+def random_spec(rng: np.random.Generator, target: Target) -> tuple[ConvSpec, tuple[int, ...]]:
+    v = target.vector
+    while True:
+        rank = int(rng.integers(1, 3))
+        stride = [int(rng.integers(1, 4)) for _ in range(rank)]
+        kernel = [int(rng.integers(step, step * 3 + 1)) for step in stride]
+        groups = 1
+        own = [int(rng.choice([1, 3, v - 1, v, v + 1, 2 * v])) for _ in range(2)]
+        if rng.random() < 0.2:
+            groups, own = 2, [2 * v, 4 * v]
+        padding = [tuple(int(n) for n in rng.integers(0, 3, 2)) for _ in range(rank)]
+        extra = [int(rng.integers(0, step)) for step in stride]
+        spec = ConvSpec(
+            own[0], own[1], kernel, groups=groups, stride=stride, padding=padding, output_padding=extra,
+            transposed=True, flip=bool(rng.random() < 0.2), bias=bool(rng.random() < 0.7),
+        )  # fmt: skip
+        size = tuple(int(rng.integers(2, 14)) for _ in range(rank))
+        low = [step * (n - 1) + k + e - sum(p)
+               for step, n, k, e, p in zip(stride, size, kernel, extra, padding, strict=True)]  # fmt: skip
+        if min(low) < 1:
+            continue
+        p = Problem(spec, size, 1, np.dtype(np.float32), target, 2, algorithm="winograd")
+        if lowering.ROW.why_not(p) is None:
+            return spec, size
+
+
+@each_target
+def test_random_transposed_convolutions(target: Target) -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(25):
+        spec, size = random_spec(rng, target)
+        check(spec, size, target, batch=1 + seed % 2, threads=1 + seed % 3, seed=seed, at_end=seed % 4 < 2)
+
+
+@pytest.mark.long
+@each_target
+@pytest.mark.parametrize("seed", range(10))
+def test_many_random_transposed_convolutions(target: Target, seed: int) -> None:
+    rng = np.random.default_rng(100 + seed)
+    for number in range(100):
+        spec, size = random_spec(rng, target)
+        check(spec, size, target, batch=1 + number % 2, threads=1 + number % 3, seed=number)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (ConvSpec(16, 16, (3, 3), stride=2), "not transposed"),
+        (ConvSpec(16, 16, (3, 3), transposed=True), "one phase"),
+        (ConvSpec(16, 16, (3, 3), stride=2, dilation=2, transposed=True), "not neighbours"),
+        (ConvSpec(16, 16, (2, 3), stride=3, transposed=True), "no tap"),
+        (ConvSpec(16, 16, (2, 2), stride=2, transposed=True), "as large as the stride"),
+        (ConvSpec(16, 16, (3, 3, 3), stride=2, transposed=True), "at most two axes"),
+        (ConvSpec(6, 6, (4, 4), stride=2, groups=2, transposed=True), "groups must fill vectors"),
+    ],
+)
+def test_what_it_cannot_do_has_a_reason(spec: ConvSpec, reason: str) -> None:
+    p = Problem(spec, (9,) * spec.rank, 1, np.dtype(np.float32), host_target(), 2)
+    assert reason in (lowering.ROW.why_not(p) or "")
+
+
+def test_multiplications_are_those_of_the_phases() -> None:
+    spec = ConvSpec(16, 32, (4, 4), stride=2, padding=1, transposed=True)
+    p = Problem(spec, (16, 16), 1, np.dtype(np.float32), host_target(), 2)
+    each = {phase.cut.form.high for phase in lowering.phases_of(p) if not isinstance(phase, str)}
+    assert all(r == 2 and m > 1 for m, r in each)
+    assert lowering.ROW.multiplications(p) < spec.macs((16, 16))
