@@ -10,9 +10,10 @@ A third axis, the depth of 3-D convolutions, joins the sum: M = V[depth + tap] U
 work item covers several output slices and transforms each input slice once; the tiles of a slice follow those of the
 slice before, so that a tap is nothing but an offset in V.
 
-The plan says where tiles lie, in a table. Tiles at the right and bottom edge are moved back inside, and store only what
-the tiles before them do not: the same output computed in two places of a tile is not the same to the last bit. The
-pixels of a tile are ``x_row`` and ``x_col`` apart: those of a dilated convolution are the pixels of one phase.
+The plan says where tiles lie and what they store, in a table. Tiles at the right and bottom edge are moved back inside,
+and store only what the tiles before them do not: the same output computed in two places of a tile is not the same to
+the last bit. Where there is less than a tile, it reaches into zeros. The pixels of a tile are ``x_row`` and ``x_col``
+apart: those of a dilated convolution are the pixels of one phase.
 
 Scratch of one thread, in floats: a tile halfway through a transform, as ``[n_h n_w][v]``; then V as ``[n_h n_w][channel
 blocks][input slices][strip][v]``; then M as ``[n_h n_w][outs][output slices][strip][v]``. Weights are packed ``[output
@@ -49,7 +50,7 @@ ARGUMENTS = Arguments(
     "r_image r_block r_slice r_row r_col scratch_thread",
 )
 TILE_COLUMNS = 5
-"""First input, output and residual, in floats from the slice's own; first row and first column that are stored."""
+"""First input, output and residual, in floats from the slice's own; bits of the rows and of the columns to store."""
 
 Axis = tuple[int, int]
 """(m, r): outputs of a tile and taps along one axis."""
@@ -214,7 +215,7 @@ def _transform_back(
         row_of = (first + place) * TILE_COLUMNS
         y_at = k.load_int(a.tiles, row_of + 1) + number * a.y_slice
         r_at = k.load_int(a.tiles, row_of + 2) + number * a.r_slice
-        first_row, first_col = k.load_int(a.tiles, row_of + 3), k.load_int(a.tiles, row_of + 4)
+        rows, cols = k.load_int(a.tiles, row_of + 3), k.load_int(a.tiles, row_of + 4)
         with k.loop(0, tile.outs) as out:
             m = k.advance(products, (out_tiles * out + number * a.strip + place) * k.v)
             own_bias = k.load(bias, out * k.v)
@@ -222,7 +223,7 @@ def _transform_back(
             own_residual = k.advance(residual, r_at + out * a.r_block)
 
             def store(row: Integer, vectors: Sequence[ir.Value]) -> None:
-                with k.when(first_row < row + 1):
+                with k.when(_has(k, rows, row)):
                     to, adds = k.advance(own_y, a.y_row * row), k.advance(own_residual, a.r_row * row)
                     for col, vector in enumerate(vectors):
                         vector = k.add(vector, own_bias)
@@ -231,13 +232,19 @@ def _transform_back(
                                 vector = k.add(vector, k.load(adds, a.r_col * col))
                             else:
                                 vector = apply(k, operation, vector)
-                        with k.when(first_col < col + 1):
+                        with k.when(_has(k, cols, col)):
                             k.store(vector, to, a.y_col * col)
 
             def load(row: Integer, col: Integer) -> ir.Value:
                 return k.load(m, place_stride * (row * len(wide[0]) + col))
 
             _both_ways(k, high, wide, load, store, room)
+
+
+def _has(k: Kernel, bits: Int, number: Integer) -> ir.Value:
+    """Whether the bit is set."""
+    bit = k.b.shl(k.int_value(1), k.int_value(number)) if isinstance(number, Int) else k.int_value(1 << number)
+    return k.b.icmp_unsigned("!=", k.b.and_(bits.value, bit), k.int_value(0))
 
 
 def _both_ways(

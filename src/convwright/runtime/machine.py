@@ -130,6 +130,17 @@ def _bytes(size: str) -> int:
     return int(digits) * scale if digits.isdigit() else 0
 
 
+# -- arithmetic --------------------------------------------------------------------------------------------------------
+
+_HALVED = ("znver4",)  # execute instructions of 512 bits in two halves
+
+
+@functools.cache
+def multiply_adds_a_cycle(target: Target) -> int:
+    """Vectors of `target` that a core of this machine multiplies and adds in a cycle, as far as is known: 2, or 1."""
+    return 1 if target.vector == 16 and llvm.get_host_cpu_name() in _HALVED else 2
+
+
 # -- description -------------------------------------------------------------------------------------------------------
 
 

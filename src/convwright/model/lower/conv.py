@@ -80,6 +80,8 @@ def needs_halo(b: Builder, layer: Layer) -> dict[str, Halo]:
     row = algorithm_of(p)
     if not row.blocked or (row is direct.ROW and direct.reads_planes(p)):
         return {}
+    if row is winograd.ROW:
+        return {layer.node.inputs[0]: winograd.halo_of(p)}
     return {layer.node.inputs[0]: transposed.halo(p) if p.spec.transposed else geometry_of(p).halo}
 
 

@@ -4,6 +4,7 @@ layer and the kernels that take depth slices for images of their own."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,16 +28,17 @@ def room(b: Builder, shape: tuple[int, ...]) -> tuple[Value, int]:
     return value, slice_floats
 
 
-def packed(b: Builder, x: Value, spec: ConvSpec, out_size: tuple[int, ...]) -> tuple[Value, int]:
-    """A copy of a plain tensor inside the zeros that a convolution's windows reach; its first element is the first
-    input of the first window."""
+def packed(b: Builder, x: Value, spec: ConvSpec, out_size: tuple[int, ...], reach: Sequence[int]) -> tuple[Value, int]:
+    """A copy of a plain tensor inside the zeros that a convolution reads; its first element is the first input of the
+    first window. ``reach``: padded rows and columns that are read at least."""
     size, pads = x.shape[2:], spec.pads(x.shape[2:])
     before = [low for low, _ in pads]
-    reach = [
+    last = [
         (out - 1) * stride + span
         for out, stride, span in zip(out_size, spec.stride, spec.effective_kernel, strict=True)
     ]
-    padded = [max(low + own, last) for low, own, last in zip(before, size, reach, strict=True)]
+    last[1:] = [max(pair) for pair in zip(last[1:], reach, strict=True)]
+    padded = [max(low + own, end) for low, own, end in zip(before, size, last, strict=True)]
     value, slice_floats = room(b, (*x.shape[:2], *padded))
     _zeros(b, value, slice_floats, size, before)
     at = 4 * (before[0] * slice_floats + before[1] * value.row + before[2] * b.v)

@@ -19,10 +19,11 @@ from convwright.model.geometry import geometry_of
 from convwright.model.lower import channels, direct, volumes
 from convwright.model.problem import Algorithm, Problem
 from convwright.model.tiles import most_pixels, step_cycles
-from convwright.model.values import Buffer, Ref, Value, blocks_of
-from convwright.runtime.machine import caches
+from convwright.model.values import Buffer, Halo, Ref, Value, blocks_of
+from convwright.runtime.machine import caches, multiply_adds_a_cycle
 
 _MEMORY_BYTES_A_CYCLE = 5.5  # measured read bandwidth of one core at its clock
+_CACHE_BYTES_A_CYCLE = 11.0  # read from the third level
 _VOLUME_CYCLES = 3.0  # to pack or unpack a vector of a volume
 _INSTRUCTIONS_A_CYCLE = 2.4  # of transforms: loads, stores, arithmetic
 WORTH = 0.85  # the estimated time, as a part of direct summation's, below which the larger weights are worth it
@@ -72,8 +73,18 @@ class Form:
         ]
         return counts[0] * counts[1]
 
+    @property
+    def reach(self) -> list[int]:
+        """Padded inputs that are read along each of the transformed axes."""
+        reach = []
+        for out, phases, (m, r) in zip(self.out_size, self.phases, (self.high, self.wide), strict=True):
+            rows = _rows_of_phases(out, phases)
+            reach.append(max(phase + (max(count, m) + r - 2) * phases + 1 for phase, count in enumerate(rows)))
+        return reach
+
 
 def _rows_of_phases(out: int, phases: int) -> list[int]:
+    """The outputs of each phase; where there are more phases than outputs, only those that have one."""
     return [-(-(out - phase) // phases) for phase in range(min(phases, out))]
 
 
@@ -128,15 +139,14 @@ def forms_of(p: Problem) -> tuple[Form, ...] | str:
     """The forms that a problem may take: those named, or those whose errors stay small; a sentence if there is none."""
     spec = p.spec
     kernel, out, dilation = ((*_UNIT, *axes)[-3:] for axes in (spec.kernel, p.out_size, spec.dilation))
-    # m cannot exceed the outputs of the smallest phase: tiles at the edge are moved back inside it.
-    most = [out[axis] // dilation[axis] if kernel[axis] > 1 else 1 for axis in (1, 2)]
+    most = [-(-out[axis] // dilation[axis]) if kernel[axis] > 1 else 1 for axis in (1, 2)]  # outputs of a phase
     wish, _, option = p.algorithm.partition("-")
     if wish == "winograd" and option:
         named = _named(option, spec.kernel)
         if isinstance(named, str):
             return named
         if any(m > limit for m, limit in zip(named, most, strict=True)):
-            return f"a phase of the output {p.out_size} is smaller than a tile of {option}"
+            return f"the output {p.out_size}, or one of its phases, is smaller than a tile of {option}"
         form = _form(kernel, out, dilation, named, spec.rank)
         return (form,) if isinstance(form, Form) else form
     found: dict[Form, None] = {}
@@ -254,10 +264,13 @@ def _estimate(p: Problem, c: Cut, blocks: int, vectors: int) -> float:
     in_cycles, out_cycles = _transform_cycles(form.high, form.wide)
     item = products + c.in_slices * c.strip * blocks * in_cycles + outputs * vectors / c.parts * out_cycles
     share = -(-c.strips * c.chunks * p.batch * spec.groups * c.parts // p.threads)
+    # The weights come from memory once for all threads that read them at the same time, else from the third level.
     weight_bytes = 4 * form.places * reduction * vectors * p.target.vector
-    memory = share * weight_bytes / c.parts / _MEMORY_BYTES_A_CYCLE
-    compute = share * item
-    return max(compute, memory) + 0.3 * min(compute, memory)  # they overlap, not wholly
+    memory = weight_bytes * spec.groups / p.threads / _MEMORY_BYTES_A_CYCLE
+    memory = max(memory, share * weight_bytes / c.parts / _CACHE_BYTES_A_CYCLE)
+    slowness = 2.0 / multiply_adds_a_cycle(p.target)  # against what `step_cycles`, and other algorithms, count on
+    compute = share * item * slowness
+    return (max(compute, memory) + 0.3 * min(compute, memory)) / slowness  # they overlap, not wholly
 
 
 # -- the algorithm's rows ----------------------------------------------------------------------------------------------
@@ -295,8 +308,9 @@ def _tiles(form: Form, x: tuple[int, int], y: tuple[int, int], residual: tuple[i
         axis = []
         for phase, count in enumerate(_rows_of_phases(out, phases)):
             wanted = np.arange(0, count, m)
-            start = np.minimum(wanted, count - m)
-            axis.append(np.stack([phase + start * phases, wanted - start], 1))
+            start = np.maximum(0, np.minimum(wanted, count - m))
+            bits = (1 << np.minimum(m, count - start)) - (1 << wanted - start)
+            axis.append(np.stack([phase + start * phases, bits], 1))
         corners.append(np.concatenate(axis))
     rows, cols = corners[0][:, None], corners[1][None]
     table = np.empty((len(corners[0]), len(corners[1]), winograd.TILE_COLUMNS), np.int64)
@@ -319,16 +333,25 @@ def _strides(form: Form, value: Value | None, slice_stride: int, v: int) -> tupl
             return slice_stride, value.row, v
 
 
+def halo_of(p: Problem) -> Halo:
+    """Zeros that the layer wants around its input: of the windows, and where tiles are larger than the output."""
+    g, form = geometry_of(p), cut(p).form
+    top, left, *ends = g.halo
+    for axis in (0, 1):
+        if form.joined != 1 - axis:
+            ends[axis] = max(ends[axis], form.reach[axis] - g.padding[axis][0] - g.size[axis])
+    return top, left, ends[0], ends[1]
+
+
 def _lower(b: Builder, layer: Layer, p: Problem) -> None:
-    g = geometry_of(p)
-    x = channels.with_halo(b, layer.node.inputs[0], g.halo)
+    x = channels.with_halo(b, layer.node.inputs[0], halo_of(p))
     residual = b.blocked(layer.residual) if layer.residual else None
     y = b.new_blocked(layer.output)
-    add_step(b, layer, p, b.inside(x, g), (x, 0), (y, 0), residual)
+    add_step(b, layer, p, b.inside(x, geometry_of(p)), (x, 0), (y, 0), residual)
 
 
 def _lower_deep(b: Builder, layer: Layer, p: Problem) -> None:
-    x, x_slice = volumes.packed(b, b.plain(layer.node.inputs[0]), p.spec, p.out_size)
+    x, x_slice = volumes.packed(b, b.plain(layer.node.inputs[0]), p.spec, p.out_size, cut(p).form.reach)
     y, y_slice = volumes.room(b, (p.batch, p.spec.out_channels, *p.out_size))
     add_step(b, layer, p, Ref(x.buffer), (x, x_slice), (y, y_slice))
     volumes.unpack(b, y, y_slice, b.new_plain(layer.output))
