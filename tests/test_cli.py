@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and its one-line errors."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,19 @@ from PIL import Image
 
 import convwright
 from convwright.cli import main
+from convwright.cli.conv import parse_padding
 from convwright.cli.images import Preparation, read_image
 from convwright.cli.options import parse_shape
 from convwright.cli.run import best_classes
+from convwright.spec import (
+    ConvSpec,
+    DeformableSpec,
+    HetSpec,
+    IntegerSpec,
+    SeparableSpec,
+    ShuffledSpec,
+    SpatialSpec,
+)
 
 
 def save(path: Path, nodes: list[Any], shape: list[Any], out: list[Any], **constants: np.ndarray) -> str:
@@ -71,7 +82,7 @@ def test_version() -> None:
 
 def test_help_names_the_verbs() -> None:
     output = invoke("--help").output
-    assert all(verb in output for verb in ("run", "bench", "explain"))
+    assert all(verb in output for verb in ("run", "bench", "explain", "conv", "kinds"))
 
 
 class TestRun:
@@ -275,3 +286,107 @@ class TestBench:
 
     def test_not_a_model(self, photo: str) -> None:
         fails(invoke("bench", photo), "photo.png")
+
+
+class TestKinds:
+    def test_table(self) -> None:
+        result = invoke("kinds")
+        assert result.exit_code == 0, result.output
+        for name in ("standard", "depthwise", "het", "mix", "integer", "out k C/G K", "FLOPs are twice the MACs"):
+            assert name in result.stdout
+
+    def test_formulas_are_those_of_the_descriptions(self) -> None:
+        kinds = {kind["name"]: kind for kind in json.loads(invoke("kinds", "--json").stdout)}
+        size = (9, 7)
+
+        def conv(in_channels: int, out_channels: int, **options: Any) -> ConvSpec:
+            return ConvSpec(in_channels, out_channels, (3, 3), padding="same", **options)
+
+        specs: dict[str, Any] = {
+            "standard": conv(6, 8), "grouped": conv(6, 8, groups=2), "depthwise": conv(6, 18, groups=6),
+            "pointwise": ConvSpec(6, 8, (1, 1)), "dilated": conv(6, 8, dilation=2),
+            "separable": SeparableSpec(conv(6, 8)), "spatial": SpatialSpec(conv(6, 8), 5),
+            "transposed": conv(6, 8, groups=2, stride=2, transposed=True),
+            "deformable": DeformableSpec(conv(6, 8, groups=2)), "het": HetSpec(conv(6, 8), 2),
+            "shuffled": ShuffledSpec(ConvSpec(6, 8, (1, 1), groups=2)), "integer": IntegerSpec(conv(6, 8, groups=2)),
+        }  # fmt: skip
+        for name, spec in specs.items():
+            plain = getattr(spec, "conv", spec)
+            values = {
+                "C": 6, "K": plain.out_channels, "G": plain.groups, "P": 2, "M": 5, "k1": 3, "k2": 3,
+                "k": int(np.prod(plain.kernel)), "inputs": 63, "out": int(np.prod(spec.output_size(size))), "out1": 63,
+            }  # fmt: skip
+
+            def value(formula: str, values: Any = values) -> float:
+                """Spaces between factors stand for products."""
+                written = re.sub(r"(?<=[\w)]) (?=[\w(])", "*", re.sub(r"\bin\b", "inputs", formula))
+                return eval(written, {}, values)  # type: ignore[no-any-return]
+
+            assert value(kinds[name]["macs"]) == spec.macs(size), name
+            assert value(kinds[name]["parameters"]) == spec.parameters, name
+        assert set(kinds) == {*specs, "mix"}
+
+
+class TestConv:
+    common = ("conv", "--in", "1x64x56x56", "--out-channels", "128")
+
+    def test_text(self) -> None:
+        result = invoke(*self.common, "--kernel", "3", "--stride", "2", "--groups", "4")
+        assert result.exit_code == 0, result.output
+        assert result.stderr == ""
+        for part in ("1x128x27x27", "18,560", "13,436,928", "26,873,856", "3x3", "direct planes", "GFLOP/s"):
+            assert part in result.stdout
+
+    def test_json(self) -> None:
+        options = ("--kernel", "3x5", "--padding", "0:1x2", "--dilation", "2", "--no-bias", "--threads", "1", "--json")
+        report = json.loads(invoke("conv", "--in", "2x4x9x20", "--out-channels", "6", *options).stdout)
+        spec = ConvSpec(4, 6, (3, 5), padding=((0, 1), (2, 2)), dilation=2, bias=False)
+        assert report["output_shape"] == [2, 6, *spec.output_size((9, 20))]
+        assert (report["parameters"], report["macs"]) == (spec.parameters, spec.macs((9, 20), 2))
+        assert report["flops"] == 2 * report["macs"]
+        assert report["receptive_field"] == [5, 9]
+        assert report["measured_seconds"] > 0
+        assert {row["name"] for row in report["algorithms"]} >= {"direct", "winograd"}
+
+    def test_measures_every_algorithm(self) -> None:
+        report = json.loads(
+            invoke("conv", "--in", "1x4x50", "--out-channels", "4", "--kernel", "3", "--measure", "--json").stdout
+        )
+        for row in report["algorithms"]:
+            assert (row["measured_seconds"] is None) == (row["why_not"] is not None)
+
+    def test_transposed(self) -> None:
+        options = ("--kernel", "4", "--stride", "2", "--transposed", "--padding", "1", "--dtype", "float64", "--json")
+        report = json.loads(invoke("conv", "--in", "1x4x5x6x7", "--out-channels", "2", *options).stdout)
+        assert report["output_shape"] == [1, 2, 10, 12, 14]
+        assert report["receptive_field"] == [2, 2, 2]
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (("--kernel", "3", "--groups", "3"), "in_channels 64 is not divisible by groups 3"),
+            (("--kernel", "3x"), "'3x'"),
+            (("--kernel", "3x3x3"), "(3, 3, 3)"),
+            (("--kernel", "0"), "got 0"),
+            (("--kernel", "99"), "(99, 99)"),
+            (("--kernel", "3", "--stride", "-1"), "got -1"),
+            (("--kernel", "3", "--padding", "half"), "'half'"),
+            (("--kernel", "3", "--padding", "-1"), "got -1"),
+            (("--kernel", "3", "--padding-mode", "mirror"), "'mirror'"),
+            (("--kernel", "3", "--dtype", "float16"), "float16"),
+            (("--kernel", "3", "--output-padding", "1"), "transposed convolutions only"),
+            ((), "--kernel"),
+        ],
+    )
+    def test_one_line_errors(self, options: tuple[str, ...], words: str) -> None:
+        fails(invoke(*self.common, *options), words)
+
+    def test_shapes(self) -> None:
+        fails(invoke("conv", "--in", "1x64", "--out-channels", "1", "--kernel", "3"), "'1x64'")
+        fails(invoke("conv", "--in", "ax64x3", "--out-channels", "1", "--kernel", "3"), "ax64x3")
+        fails(invoke("conv", "--in", "0x64x9", "--out-channels", "1", "--kernel", "3"), "batch must be at least 1")
+
+    def test_forms_of_padding(self) -> None:
+        assert parse_padding("1x2") == ((1, 1), (2, 2))
+        assert parse_padding("1:2") == ((1, 2),)
+        assert parse_padding("valid") == "valid"

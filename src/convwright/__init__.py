@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convwright.errors import ConvwrightError
     from convwright.functional import (
+        algorithms,
         channel_shuffle,
         conv,
         conv_integer,
@@ -33,15 +34,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "ConvSpec", "ConvwrightError", "Graph", "Model", "__version__", "channel_shuffle", "col2im", "compile", "conv",
-    "conv_integer", "conv_matrix", "conv_transpose", "deform_conv", "het_conv", "im2col", "load", "mix_conv",
-    "qlinear_conv", "separable_conv", "spatial_conv",
+    "ConvSpec", "ConvwrightError", "Graph", "Model", "__version__", "algorithms", "channel_shuffle", "col2im",
+    "compile", "conv", "conv_integer", "conv_matrix", "conv_transpose", "deform_conv", "het_conv", "im2col",
+    "load", "mix_conv", "qlinear_conv", "separable_conv", "spatial_conv",
 ]  # fmt: skip
 
 _NAMES = {
     "convwright.errors": "ConvwrightError",
-    "convwright.functional": "channel_shuffle conv conv_integer conv_transpose deform_conv het_conv mix_conv "
-    "qlinear_conv separable_conv spatial_conv",
+    "convwright.functional": "algorithms channel_shuffle conv conv_integer conv_transpose deform_conv het_conv "
+    "mix_conv qlinear_conv separable_conv spatial_conv",
     "convwright.graph": "Graph load",
     "convwright.matrix": "col2im conv_matrix im2col",
     "convwright.model": "Model compile",

@@ -19,6 +19,8 @@ _VERBS = {
     "run": "Run a network on images or arrays: print classes, write pictures.",
     "bench": "Time a network beside other runtimes, and check the answers of all.",
     "explain": "Show each layer's kernel, why it was chosen, and what it costs.",
+    "conv": "Show what one convolution costs, and every algorithm for it.",
+    "kinds": "Show the kinds of convolution, with formulas for what they cost.",
 }
 
 
@@ -95,11 +97,11 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object, *
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=False,
     options_metavar="[--help | --version]",
-    subcommand_metavar="VERB MODEL ...",
+    subcommand_metavar="VERB ...",
 )
 @click.version_option(convwright.__version__, prog_name="convwright", message="%(prog)s %(version)s")
 def main() -> None:
-    """Run, time and explain convolutional networks on the CPU.
+    """Run, time and explain convolutional networks on the CPU, and single convolutions.
 
     MODEL is an ONNX file. `convwright VERB --help` shows what a verb takes.
 

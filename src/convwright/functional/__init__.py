@@ -4,6 +4,7 @@ Each call is a small network of one or two operators. What it needs (the plan, p
 prepared at the first call and remembered, see `prepared`; later calls with the same shapes and weights only run it.
 """
 
+from convwright.functional.comparison import AlgorithmReport, Algorithms, algorithms
 from convwright.functional.composed import (
     channel_shuffle,
     het_conv,
@@ -17,6 +18,6 @@ from convwright.functional.integer import conv_integer, qlinear_conv
 from convwright.functional.prepared import forget
 
 __all__ = [
-    "channel_shuffle", "conv", "conv_integer", "conv_transpose", "deform_conv", "forget", "het_conv", "mix_conv",
-    "qlinear_conv", "separable_conv", "spatial_conv",
+    "AlgorithmReport", "Algorithms", "algorithms", "channel_shuffle", "conv", "conv_integer", "conv_transpose",
+    "deform_conv", "forget", "het_conv", "mix_conv", "qlinear_conv", "separable_conv", "spatial_conv",
 ]  # fmt: skip

@@ -227,6 +227,16 @@ def ceilings(threads: int) -> tuple[float, float]:
     return _fma_ceiling(target, threads), _read_ceiling(target, threads)
 
 
+@functools.cache
+def cycle_seconds() -> float:
+    """What estimates of kernels call a cycle of a core: the time of two vectors of multiply-adds, measured.
+
+    A CPU that does one such vector in each of its own cycles, as Zen 4 with AVX-512, has cycles twice as long here.
+    """
+    target = host_target()
+    return 2 * 2 * target.vector / _fma_ceiling(target, 1)
+
+
 def _fma_ceiling(target: Target, threads: int) -> float:
     chains = _CHAINS[target.registers]
     run = _signature(compile_kernel("ceiling-fma", lambda: _build_fma(target), target))

@@ -237,6 +237,21 @@ class ConvSpec(Spec):
         return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
 
     @property
+    def receptive_field(self) -> tuple[int, ...]:
+        """The most input elements that an output depends on, along each axis.
+
+        The effective kernel; a transposed convolution's outputs meet every stride-th element of it.
+
+        >>> ConvSpec(1, 1, (3,), dilation=2).receptive_field
+        (5,)
+        >>> ConvSpec(1, 1, (4,), stride=2, transposed=True).receptive_field
+        (2,)
+        """
+        if not self.transposed:
+            return self.effective_kernel
+        return tuple(-(-span // step) for span, step in zip(self.effective_kernel, self.stride, strict=True))
+
+    @property
     def parameters(self) -> int:
         """Weights plus biases: `(prod(k) * C / groups + 1) * K` with bias."""
         return prod(self.weight_shape) + self.bias * self.out_channels
