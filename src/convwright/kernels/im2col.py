@@ -87,8 +87,9 @@ def _taps(k: Kernel, a: Reader, tile: Im2col, x: ir.Value, to: ir.Value, out: In
     with k.loop(0, a.taps_deep) as deep, k.loop(0, a.taps_high) as high:
         source = k.load_int(a.slices, first_slice + deep * a.slice_gap)
         row = k.load_int(a.rows, first_row + high * a.row_gap)
-        x_row = k.advance(x, source * a.x_slice + row * a.x_row)
-        length = k.choose(k.b.or_(source < 0, row < 0), 0, a.x_row)
+        absent = k.b.or_(source < 0, row < 0)
+        x_row = k.advance(x, k.choose(absent, 0, source * a.x_slice + row * a.x_row))
+        length = k.choose(absent, 0, a.x_row)
         number = (deep * a.taps_high + high) * a.taps_wide
         with k.loop(0, a.taps_wide) as wide:
             at = k.advance(to, (number + wide) * a.width + piece.place)
@@ -104,11 +105,15 @@ def _taps(k: Kernel, a: Reader, tile: Im2col, x: ir.Value, to: ir.Value, out: In
 
 
 def strided(k: Kernel, row: ir.Value, source: Int, length: Int, step: int) -> ir.Value:
-    """``v`` elements of a row, ``step`` apart from ``source`` on; zeros outside its ``length`` elements."""
+    """``v`` elements of a row, ``step`` apart from ``source`` on; zeros outside its ``length`` elements.
+
+    What lies wholly behind the row is not even pointed to: where its page is missing, a load of no lanes takes hundreds
+    of cycles.
+    """
     vectors = []
     for number in range(step):
         at = source + number * k.v
-        vectors.append(k.load(row, at, k.mask(0 - at, length - at)))
+        vectors.append(k.load(row, k.smaller(at, length), k.mask(0 - at, length - at)))
     return pull_apart(k, vectors)[0]
 
 

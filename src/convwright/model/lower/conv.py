@@ -8,7 +8,7 @@ from convwright.errors import ConvwrightError
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
-from convwright.model.lower import depthwise, direct, im2col, planar, transposed, winograd
+from convwright.model.lower import depthwise, direct, fft, im2col, planar, transposed, winograd
 from convwright.model.problem import Algorithm, Problem, choose, problem_of
 from convwright.model.values import Halo
 
@@ -20,6 +20,7 @@ ROWS: tuple[Algorithm, ...] = (
     transposed.ROW,
     planar.ROW,
     im2col.ROW,
+    fft.ROW,
 )
 
 _CONVERSION_CYCLES = 1.0  # a vector that changes between row-major and channel blocks, where it is in a cache
