@@ -8,6 +8,7 @@ from typing import Any
 import kind_models as models
 import onnx
 
+from convwright.graph import Graph
 from convwright.spec import ConvSpec, DeformableSpec, HetSpec, IntegerSpec, MixSpec, ShuffledSpec, Spec
 
 Build = Callable[[], Any]  # an ONNX model
@@ -29,7 +30,7 @@ class Case:
 
     - `spec`, `size`: what it is, and the spatial size of its input; batch 1.
     - `build`: the ONNX model for every runtime.
-    - `own`: the model for convwright where it has an operator of its own for what ONNX writes out in several.
+    - `own`: the graph for convwright where it has an operator of its own for what ONNX writes out in several.
     - `torch`: the forms of PyTorch that run it, of `convwright.cli.peers`.
     - `forms`: further forms of the model for a peer, by a name and the peer's; each writes a file. The fastest counts.
     - `beside`: what the case is compared with instead of with peers.
@@ -40,7 +41,7 @@ class Case:
     spec: Spec
     size: Size
     build: Build
-    own: Build | None = None
+    own: Callable[[], Graph] | None = None
     torch: tuple[str, ...] = ("torch", "torch-nchw")
     forms: Mapping[tuple[str, str], Callable[[Path], None]] = field(default_factory=dict)
     beside: tuple[Beside, ...] = ()
@@ -147,9 +148,14 @@ def het(size: int, channels: int, part: int) -> Case:
     assert isinstance(dense.spec, ConvSpec)
     spec = HetSpec(dense.spec, part)
     name = f"{dense.name} P{part}"
-    # `own`: convwright gets an operator of its own here as soon as it has one.
-    beside = Beside(dense.name, dense.spec, dense.build)
-    return Case(name, spec, square(size), lambda: models.het(spec, square(size)), own=None, beside=(beside,))
+    return Case(
+        name,
+        spec,
+        square(size),
+        lambda: models.het(spec, square(size)),
+        own=lambda: models.het_graph(spec, square(size)),
+        beside=(Beside(dense.name, dense.spec, dense.build),),
+    )
 
 
 def mix(size: int, channels: int, kernels: Sequence[int], split: str = "equal", stride: int = 1) -> Case:
@@ -161,8 +167,14 @@ def mix(size: int, channels: int, kernels: Sequence[int], split: str = "equal", 
         build = lambda alone=alone: models.conv(alone, square(size))  # noqa: E731 (binds this part)
         parts.append(Beside(title(alone, square(size)), alone, build))
     name = f"{text(square(size))} {channels} k{','.join(map(str, kernels))} {split}" + f" s{stride}" * (stride > 1)
-    # `own`: convwright gets an operator of its own here as soon as it has one.
-    return Case(name, spec, square(size), lambda: models.mix(spec, square(size)), own=None, beside=tuple(parts))
+    return Case(
+        name,
+        spec,
+        square(size),
+        lambda: models.mix(spec, square(size)),
+        own=lambda: models.mix_graph(spec, square(size)),
+        beside=tuple(parts),
+    )
 
 
 def integer(size: int, channels: int, requantised: bool) -> Case:

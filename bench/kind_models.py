@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from convwright.graph import Graph, Node, ValueInfo
+from convwright.graph.graph import INTERNAL
 from convwright.spec import ConvSpec, DeformableSpec, HetSpec, IntegerSpec, MixSpec, ShuffledSpec
 
 OPSET = 19  # the first with DeformConv
@@ -129,6 +131,27 @@ def het(spec: HetSpec, size: Shape) -> Any:
     return model_of(nodes, {"x": x}, y, constants | sort_shapes | back_shapes)
 
 
+def het_graph(spec: HetSpec, size: Shape) -> Graph:
+    """The same function as a 2-D `het`, by convwright's own operator, whose weight is dense with zeros."""
+    written = {tensor.name: numpy_helper.to_array(tensor) for tensor in het(spec, size).graph.initializer}
+    single = written["w1"]
+    weight = np.zeros(spec.weight_shape, np.float32)
+    rows, cols = spec.conv.kernel
+    weight[:, :, rows // 2, cols // 2] = single[:, :, 0, 0]
+    for channel in range(spec.conv.out_channels):
+        # The groups hold the channels of one residue, filter by filter.
+        residue, place = channel % spec.part, channel // spec.part
+        row = residue * (spec.conv.out_channels // spec.part) + place
+        weight[channel, residue :: spec.part] = written["w"][row]
+    node = Node("HetConvolution", ["x", "w", "b"], ["y"], {"spec": spec}, domain=INTERNAL)
+    x, _ = shapes(spec.conv, size)
+    return graph_of(node, x, {"w": weight, "b": written["b1"]})
+
+
+def graph_of(node: Node, x: Shape, constants: Constants) -> Graph:
+    return Graph("case", {"x": ValueInfo(np.dtype(np.float32), tuple(x))}, ["y"], [node], constants)
+
+
 def mix(spec: MixSpec, size: Shape) -> Any:
     """Split, a depthwise convolution a part, concatenate."""
     rng = np.random.default_rng(SEED)
@@ -147,6 +170,16 @@ def mix(spec: MixSpec, size: Shape) -> Any:
     ]
     x = (1, spec.channels, *size)
     return model_of(nodes, {"x": x}, (1, spec.channels, *spec.output_size(size)), constants)
+
+
+def mix_graph(spec: MixSpec, size: Shape) -> Graph:
+    """The same function as `mix`, by convwright's own operator."""
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in mix(spec, size).graph.initializer}
+    del constants["sizes"]
+    count = range(len(spec.parts))
+    names = ["x", *(f"w{index}" for index in count), *(f"b{index}" for index in count)]
+    node = Node("MixConvolution", names, ["y"], {"parts": spec.parts}, domain=INTERNAL)
+    return graph_of(node, (1, spec.channels, *size), constants)
 
 
 # -- deformable --------------------------------------------------------------------------------------------------------

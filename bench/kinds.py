@@ -26,12 +26,14 @@ earlier one's.
 import argparse
 import contextlib
 import math
+import pickle
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ import convwright as cw
 from convwright.cli.options import print_json, progress_bar
 from convwright.cli.race import Entry, Lost, Row, Workers, compete
 from convwright.errors import ConvwrightError
+from convwright.graph import Graph
 from convwright.model.lower.fallback import SlowOperatorWarning
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "kinds.md"
@@ -68,11 +71,12 @@ def measure(kind: Kind, case: Case, workers: Workers, peers: Sequence[str], seco
         model = case.build()
         inputs = random_inputs(model)
         path = saved(model, folder / "case.onnx")
-        own = saved(case.own(), folder / "own.onnx") if case.own else path
-        result.reason = why_slow(own, workers.threads)
+        own = case.own or partial(cw.load, path)
+        result.reason = why_slow(own(), workers.threads)
         entries = list(peer_entries(case, path, inputs, peers, folder, result))
         if result.reason is None:
-            entries.insert(0, Entry(OURS, OURS, own, inputs, truth=path))
+            (folder / "own.pickle").write_bytes(pickle.dumps(own()))
+            entries.insert(0, Entry(OURS, "graph", str(folder / "own.pickle"), inputs, truth=path))
             for index, other in enumerate(case.beside):
                 aside = other.build()
                 file = saved(aside, folder / f"beside{index}.onnx")
@@ -85,7 +89,7 @@ def measure(kind: Kind, case: Case, workers: Workers, peers: Sequence[str], seco
                 break
         judge(result, kind, case, {row.peer: row for row in rows})
         if result.reason is None:
-            profile(result, own, inputs)
+            profile(result, own(), inputs)
     return result
 
 
@@ -115,12 +119,12 @@ def peer_entries(
                     yield Entry(f"{peer} {form}", peer, str(file), inputs, truth=path)
 
 
-def why_slow(path: str, threads: int) -> str | None:
+def why_slow(graph: Graph, threads: int) -> str | None:
     """Why convwright has no kernels for all of this model, or None."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", SlowOperatorWarning)
         try:
-            cw.compile(path, threads=threads).close()
+            cw.compile(graph, threads=threads).close()
         except (SlowOperatorWarning, ConvwrightError) as error:
             return f"no kernel yet: {error}"
     return None
@@ -166,9 +170,9 @@ def judge(result: Result, kind: Kind, case: Case, rows: Mapping[str, Row]) -> No
         result.ratio *= case.macs / case.beside[0].spec.macs(case.size)
 
 
-def profile(result: Result, path: str, inputs: Mapping[str, np.ndarray]) -> None:
+def profile(result: Result, graph: Graph, inputs: Mapping[str, np.ndarray]) -> None:
     """Which steps convwright runs, and the time of those that do not only change the layout."""
-    with cw.compile(path, threads=result.threads) as model:
+    with cw.compile(graph, threads=result.threads) as model:
         steps = model.profile(dict(inputs), runs=10).steps
     result.kernel_seconds = sum(step.seconds for step in steps if step.kernel not in _CONVERSIONS)
     result.kernels = ", ".join(dict.fromkeys(step.kernel for step in steps if step.macs))

@@ -4,6 +4,7 @@ Each runtime is asked for float32 and the same number of threads; the rest is it
 opens one, so that no two share threads, allocators or memory figures.
 """
 
+import pickle
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +12,12 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from convwright.graph import Graph
 
 Arrays = Mapping[str, np.ndarray]
 Runner = Callable[[Arrays], dict[str, np.ndarray]]
@@ -52,10 +56,9 @@ class Accountable(Protocol):
 
 
 class _Convwright:
-    def __init__(self, path: str, shapes: Shapes, threads: int) -> None:
+    def __init__(self, graph: "Graph", shapes: Shapes, threads: int) -> None:
         import convwright as cw
 
-        graph = cw.load(path)
         for name, shape in shapes.items():
             graph.inputs[name].shape = shape
         self.model = cw.compile(graph, threads=threads)
@@ -67,6 +70,18 @@ class _Convwright:
 
     def account(self) -> dict[str, int]:
         return dict(self.model.memory())
+
+
+def _convwright(path: str, shapes: Shapes, threads: int) -> Runner:
+    import convwright as cw
+
+    return _Convwright(cw.load(path), shapes, threads)
+
+
+def _convwright_graph(path: str, shapes: Shapes, threads: int) -> Runner:
+    """A pickled `Graph`, for operators that no ONNX file holds."""
+    with open(path, "rb") as file:
+        return _Convwright(pickle.load(file), shapes, threads)
 
 
 def _onnxruntime(path: str, shapes: Shapes, threads: int) -> Runner:
@@ -250,7 +265,7 @@ def _reshaped(path: str, shapes: Shapes) -> bytes:
 
 
 PEERS = {
-    "convwright": Peer(("llvmlite", "convwright.model"), "convwright", _Convwright),
+    "convwright": Peer(("llvmlite", "convwright.model"), "convwright", _convwright),
     "onnxruntime": Peer(("onnxruntime",), "onnxruntime", _onnxruntime),
     "openvino": Peer(("openvino",), "openvino", _openvino),
     "torch": Peer(("torch", "convwright.torch.evaluate"), "torch", _torch(channels_last=True)),
@@ -258,4 +273,6 @@ PEERS = {
     "torch-int8": Peer(("torch", "onnx"), "torch", _torch_integer),
     "ncnn": Peer(("ncnn", "pnnx"), "ncnn", _ncnn),
 }
+# Not to be asked for by name where a model comes from elsewhere: what is pickled runs.
+GRAPH = Peer(("llvmlite", "convwright.model"), "convwright", _convwright_graph)
 FLOAT64 = Peer(("onnx",), "onnx", _float64)

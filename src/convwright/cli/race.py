@@ -113,7 +113,7 @@ class Entry:
     """Who takes part in a race.
 
     - `name`: of its row and of its process.
-    - `peer`: a name from `convwright.cli.peers`.
+    - `peer`: a name from `convwright.cli.peers`, or "graph": convwright with a pickled `Graph`.
     - `path`: the model's file.
     - `inputs`: what it is fed; their shapes override the model's.
     - `truth`: the ONNX file to compare with in float64, the same model as `path`, which may have another form.
