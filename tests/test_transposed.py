@@ -10,6 +10,7 @@ from convwright import reference
 from convwright.codegen.target import Target, host_target
 from convwright.graph import Node
 from convwright.kernels import winograd
+from convwright.model.lower import subpixel
 from convwright.model.lower import transposed as lowering
 from convwright.model.problem import Problem
 from convwright.spec import ConvSpec
@@ -20,13 +21,13 @@ BOUND = 8e-6  # of the largest value: tests/test_winograd.py
 
 
 def check(spec: ConvSpec, size: tuple[int, ...], target: Target, *, batch: int = 1, threads: int = 2, seed: int = 0,
-          at_end: bool = True) -> None:  # fmt: skip
+          at_end: bool = True, variant: str = "transposed") -> None:  # fmt: skip
     rng = np.random.default_rng(seed)
     inputs = {"x": rng.standard_normal((batch, spec.in_channels, *size)).astype(np.float32)}
     constants = {"w": rng.standard_normal(spec.weight_shape).astype(np.float32)}
     if spec.bias:
         constants["b"] = rng.standard_normal(spec.out_channels).astype(np.float32)
-    attributes = {"spec": spec, "algorithm": "winograd"}
+    attributes = {"spec": spec, "algorithm": f"winograd-{variant}"}
     nodes = [
         Node("Identity", ["x"], ["inside"]),
         Node("Convolution", ["inside", *constants], ["y"], attributes, domain="convwright"),
@@ -34,7 +35,7 @@ def check(spec: ConvSpec, size: tuple[int, ...], target: Target, *, batch: int =
     ]
     plan = planned(graph_of(nodes, inputs, ["z"], constants), target, threads, numerics="default")
     steps = plan.tiles(winograd)
-    assert len(steps) == int(np.prod(spec.stride))
+    assert len(steps) == (int(np.prod(spec.stride)) if variant == "transposed" else 1)
     (y,) = plan.run(inputs, at_end=at_end).values()
     expected = np.maximum(reference.conv(inputs["x"], constants["w"], constants.get("b"), spec), 0)
     np.testing.assert_allclose(y, expected, rtol=0, atol=BOUND * (1 + np.abs(expected).max()), err_msg=str(spec))
@@ -61,7 +62,7 @@ def random_spec(rng: np.random.Generator, target: Target) -> tuple[ConvSpec, tup
                for step, n, k, e, p in zip(stride, size, kernel, extra, padding, strict=True)]  # fmt: skip
         if min(low) < 1:
             continue
-        p = Problem(spec, size, 1, np.dtype(np.float32), target, 2, algorithm="winograd")
+        p = Problem(spec, size, 1, np.dtype(np.float32), target, 2, algorithm="winograd-transposed")
         if lowering.ROW.why_not(p) is None:
             return spec, size
 
@@ -72,6 +73,32 @@ def test_random_transposed_convolutions(target: Target) -> None:
     for seed in range(25):
         spec, size = random_spec(rng, target)
         check(spec, size, target, batch=1 + seed % 2, threads=1 + seed % 3, seed=seed, at_end=seed % 4 < 2)
+
+
+@each_target
+def test_phases_as_channels(target: Target) -> None:
+    rng = np.random.default_rng(1)
+    for seed in range(20):
+        rank = int(rng.integers(1, 3))
+        stride = [int(rng.integers(1, 5)) for _ in range(rank - 1)] + [int(rng.integers(2, 5))]
+        kernel = [int(rng.integers(1, 10)) for _ in range(rank)]
+        size = tuple(int(rng.integers(7, 20)) for _ in range(rank))
+        padding = [int(rng.integers(0, 1 + n // 2)) for n in kernel]
+        spec = ConvSpec(
+            int(rng.choice([1, 5, target.vector + 1])), int(rng.integers(1, target.vector)), kernel, stride=stride,
+            padding=padding, transposed=True, flip=bool(rng.random() < 0.2), bias=bool(rng.random() < 0.7),
+        )  # fmt: skip
+        if subpixel.ROW.why_not(Problem(spec, size, 1, np.dtype(np.float32), target, 2)) is None:
+            check(spec, size, target, batch=1 + seed % 2, threads=1 + seed % 3, seed=seed, variant="subpixel")
+
+
+def test_few_channels_of_many_phases_are_computed_together() -> None:
+    spec = ConvSpec(64, 3, (9, 9), stride=3, padding=4, transposed=True)
+    p = Problem(spec, (64, 64), 1, np.dtype(np.float32), host_target(), 2)
+    form = subpixel.form_of(p)
+    assert form.problem.spec.out_channels == 27
+    assert form.problem.spec.kernel == (4, 4)
+    assert subpixel.ROW.multiplications(p) < spec.macs((64, 64)) * 0.8
 
 
 @pytest.mark.long

@@ -18,6 +18,7 @@ from convwright.spec import ConvSpec
 if TYPE_CHECKING:
     from convwright.model.builder import Builder
     from convwright.model.fuse import Layer
+    from convwright.model.values import Halo
 
 OPERATORS = frozenset({"Conv", "ConvTranspose", "Convolution"})
 """The operators that are a `ConvSpec`. `Convolution` is internal and carries its spec as the attribute `spec`: it can
@@ -77,6 +78,7 @@ class Algorithm:
     - `workspace`: bytes of scratch memory beyond input, weights and output.
     - `error_bound`: of the largest output value in float32, what a result may differ from the exact sum by.
     - `lower`: adds the layer's steps to a plan.
+    - `halo`: zeros that it wants around a blocked input, where they are not the convolution's padding.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Algorithm:
     workspace: Callable[[Problem], int]
     error_bound: Callable[[Problem], float]
     lower: Callable[[Builder, Layer, Problem], None]
+    halo: Callable[[Problem], Halo] | None = None
 
 
 def spec_of(node: Node, shape: tuple[int, ...], weight_shape: tuple[int, ...]) -> ConvSpec:

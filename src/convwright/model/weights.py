@@ -187,12 +187,12 @@ class Weights:
             self._vectors[key] = pack_channels(np.asarray(values, np.float32), self.v)
         return self._vectors[key]
 
-    def bias(self, name: str, channels: int) -> np.ndarray:
-        """The bias of a layer, zeros where ``name`` is empty."""
+    def bias(self, name: str, channels: int, repeats: int = 1) -> np.ndarray:
+        """The bias of a layer, zeros where ``name`` is empty; each value ``repeats`` times."""
         if not name:
             return self.channels(("no bias", str(channels)), np.zeros(channels))
-        values = self.array(name)
-        return self.channels((name, "bias", str(channels)), np.broadcast_to(values.reshape(-1), (channels,)))
+        values = np.repeat(self.array(name).reshape(-1), repeats)
+        return self.channels((name, "bias", str(channels)), np.broadcast_to(values, (channels,)))
 
     def array(self, name: str) -> np.ndarray:
         """The constant in row-major order."""

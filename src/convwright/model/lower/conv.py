@@ -8,7 +8,7 @@ from convwright.errors import ConvwrightError
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
-from convwright.model.lower import depthwise, direct, fft, im2col, planar, transposed, winograd
+from convwright.model.lower import depthwise, direct, fft, im2col, planar, subpixel, transposed, winograd
 from convwright.model.problem import Algorithm, Problem, choose, problem_of
 from convwright.model.values import Halo
 
@@ -18,6 +18,7 @@ ROWS: tuple[Algorithm, ...] = (
     winograd.ROW,
     winograd.DEEP,
     transposed.ROW,
+    subpixel.ROW,
     planar.ROW,
     im2col.ROW,
     fft.ROW,
@@ -81,9 +82,7 @@ def needs_halo(b: Builder, layer: Layer) -> dict[str, Halo]:
     row = algorithm_of(p)
     if not row.blocked or (row is direct.ROW and direct.reads_planes(p)):
         return {}
-    if row is winograd.ROW:
-        return {layer.node.inputs[0]: winograd.halo_of(p)}
-    return {layer.node.inputs[0]: transposed.halo(p) if p.spec.transposed else geometry_of(p).halo}
+    return {layer.node.inputs[0]: row.halo(p) if row.halo else geometry_of(p).halo}
 
 
 def lower(b: Builder, layer: Layer) -> None:

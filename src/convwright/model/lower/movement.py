@@ -32,7 +32,7 @@ def lower_transpose(b: Builder, layer: Layer) -> None:
     x = b.plain(layer.node.inputs[0])
     order = layer.node.attributes.get("perm", tuple(reversed(range(len(x.shape)))))
     y = b.new_plain(layer.output)
-    _copy(b, layer, x, y, _ghost(x).transpose(order), _ghost(y))
+    copy_view(b, x, y, _ghost(x).transpose(order), _ghost(y))
 
 
 def lower_slice(b: Builder, layer: Layer) -> None:
@@ -41,7 +41,7 @@ def lower_slice(b: Builder, layer: Layer) -> None:
     y = b.new_plain(layer.output)
     # A stop of -1 from slice.indices means "before the first element", which a subscript writes as None.
     places = tuple(slice(start, None if stop < 0 else stop, step) for start, stop, step in ranges)
-    _copy(b, layer, x, y, _ghost(x)[places], _ghost(y))
+    copy_view(b, x, y, _ghost(x)[places], _ghost(y))
 
 
 def lower_pad(b: Builder, layer: Layer) -> None:
@@ -59,7 +59,7 @@ def lower_pad(b: Builder, layer: Layer) -> None:
     inside = tuple(slice(max(0, low), size - max(0, high)) for (low, high), size in zip(widths, y.shape, strict=True))
     source = _ghost(x)[kept]
     if source.size:
-        _copy(b, layer, x, y, source, _ghost(y)[inside])
+        copy_view(b, x, y, source, _ghost(y)[inside])
 
 
 def lower_concat(b: Builder, layer: Layer) -> None:
@@ -70,7 +70,7 @@ def lower_concat(b: Builder, layer: Layer) -> None:
     ghost, start = _ghost(y), 0
     for x in sources:
         part = (slice(None),) * axis + (slice(start, start + x.shape[axis]),)
-        _copy(b, layer, x, y, _ghost(x), ghost[part])
+        copy_view(b, x, y, _ghost(x), ghost[part])
         start += x.shape[axis]
 
 
@@ -82,14 +82,14 @@ def lower_split(b: Builder, layer: Layer) -> None:
     for name, size in zip(node.outputs, split_sizes(scope_of(b), node), strict=True):
         if name:
             y = b.new_plain(name)
-            _copy(b, layer, x, y, ghost[(slice(None),) * axis + (slice(start, start + size),)], _ghost(y))
+            copy_view(b, x, y, ghost[(slice(None),) * axis + (slice(start, start + size),)], _ghost(y))
         start += size
 
 
 def lower_expand(b: Builder, layer: Layer) -> None:
     x = b.plain(layer.node.inputs[0])
     y = b.new_plain(layer.output)
-    _copy(b, layer, x, y, np.broadcast_to(_ghost(x), y.shape), _ghost(y))
+    copy_view(b, x, y, np.broadcast_to(_ghost(x), y.shape), _ghost(y))
 
 
 def lower_depth_to_space(b: Builder, layer: Layer) -> None:
@@ -104,7 +104,7 @@ def lower_depth_to_space(b: Builder, layer: Layer) -> None:
         view = _ghost(x).reshape(n, block, block, own, high, wide).transpose(0, 3, 4, 1, 5, 2)
     else:
         view = _ghost(x).reshape(n, own, block, block, high, wide).transpose(0, 1, 4, 2, 5, 3)
-    _copy(b, layer, x, y, view, _ghost(y).reshape(n, own, high, block, wide, block))
+    copy_view(b, x, y, view, _ghost(y).reshape(n, own, high, block, wide, block))
 
 
 def lower_space_to_depth(b: Builder, layer: Layer) -> None:
@@ -115,7 +115,7 @@ def lower_space_to_depth(b: Builder, layer: Layer) -> None:
     block = node.attributes["blocksize"]
     high, wide = high // block, wide // block
     view = _ghost(x).reshape(n, channels, high, block, wide, block).transpose(0, 3, 5, 1, 2, 4)
-    _copy(b, layer, x, y, view, _ghost(y).reshape(n, block, block, channels, high, wide))
+    copy_view(b, x, y, view, _ghost(y).reshape(n, block, block, channels, high, wide))
 
 
 def _ghost(value: Value) -> np.ndarray:
@@ -123,7 +123,7 @@ def _ghost(value: Value) -> np.ndarray:
     return np.empty(value.shape, value.dtype)
 
 
-def _copy(b: Builder, layer: Layer, x: Value, y: Value, x_view: np.ndarray, y_view: np.ndarray) -> None:
+def copy_view(b: Builder, x: Value, y: Value, x_view: np.ndarray, y_view: np.ndarray) -> None:
     """The step that copies one view to another. Views are of fresh arrays: their offsets follow from their bases."""
     size = x.dtype.itemsize
     strides = [[stride // size for stride in view.strides] for view in (x_view, y_view)]

@@ -41,7 +41,7 @@ class Phase:
     cut: winograd.Cut
 
 
-def _axes(p: Problem) -> list[planar.Axis]:
+def axes_of(p: Problem) -> list[planar.Axis]:
     """Rows and columns; of a 1-D problem one row."""
     own = [planar.axis_of(p.spec, p.spec.pads(p.size), axis, p.size[axis], p.out_size[axis])
            for axis in range(p.spec.rank)]  # fmt: skip
@@ -62,7 +62,7 @@ def _why_not(p: Problem) -> str | None:
         return f"dilation {spec.dilation}: the taps of a phase are not neighbours"
     if any(kernel < stride for kernel, stride in zip(spec.kernel, spec.stride, strict=True)):
         return f"kernel {spec.kernel} is smaller than the stride {spec.stride}: some phases have no tap"
-    if p.algorithm.partition("-")[2]:
+    if p.algorithm.partition("-")[2] not in ("", "transposed"):
         return f"{p.algorithm}: the phases choose their own tiles"
     if any(out < stride for out, stride in zip(p.out_size, spec.stride, strict=True)):
         return f"output {p.out_size} is smaller than the stride {spec.stride}"
@@ -75,7 +75,7 @@ def _why_not(p: Problem) -> str | None:
 @lru_cache(maxsize=1024)
 def phases_of(p: Problem) -> tuple[Phase, ...] | str:
     """All phases, or why one of them cannot be computed."""
-    spec, axes = p.spec, _axes(p)
+    spec, axes = p.spec, axes_of(p)
     strides, outs = (1, *spec.stride)[-2:], (1, *p.out_size)[-2:]
     found = []
     for place in product(range(strides[0]), range(strides[1])):
@@ -164,5 +164,5 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
 
 ROW = Algorithm(
     "winograd", "transposed", True, _why_not, _cycles, _multiplications,
-    lambda p: 4 * p.threads * _scratch_thread(p), _error_bound, _lower,
+    lambda p: 4 * p.threads * _scratch_thread(p), _error_bound, _lower, halo,
 )  # fmt: skip

@@ -364,6 +364,7 @@ class Part:
     - `key`, `kernel`: what tells its weights apart, and how they are taken from the layer's.
     - `y`: its first output; `step`: rows and columns from one output to the next.
     - `scratch`: shared by all parts; `scratch_thread`: its floats for one thread.
+    - `phases`: how many output channels each of the layer's has become.
     """
 
     key: tuple[int, ...]
@@ -372,6 +373,7 @@ class Part:
     step: tuple[int, int]
     scratch: Buffer
     scratch_thread: int
+    phases: int = 1
 
 
 def add_step(
@@ -391,7 +393,7 @@ def add_step(
 
     key = ("winograd", form.high, form.wide, form.joined, *(part.key if part else ()))
     packed = b.weights.derived(layer.node.inputs[1], key, transformed)
-    bias = b.weights.bias(layer.node.input(2), spec.out_channels)
+    bias = b.weights.bias(layer.node.input(2), spec.out_channels, part.phases if part else 1)
     scratch_thread = part.scratch_thread if part else scratch_floats(p, c)
     scratch = part.scratch if part else Buffer(4 * scratch_thread * b.threads)
     tile = winograd.WinogradTile(form.high, form.wide, c.tiles, c.outs, layer.epilogue)
@@ -453,7 +455,7 @@ def _deep_cycles(p: Problem) -> float:
 
 
 ROW = Algorithm(
-    "winograd", "1-D and 2-D", True, _why_not_flat, _cycles, _multiplications, _workspace, _error_bound, _lower
+    "winograd", "1-D and 2-D", True, _why_not_flat, _cycles, _multiplications, _workspace, _error_bound, _lower, halo_of
 )
 DEEP = Algorithm(
     "winograd", "3-D", False, _why_not_deep, _deep_cycles, _multiplications, _workspace, _error_bound, _lower_deep
