@@ -10,7 +10,7 @@ import pytest
 
 from convwright.codegen.jit import compile_kernel
 from convwright.codegen.lang import Kernel, lanes
-from convwright.codegen.target import Target, host_target
+from convwright.codegen.target import NAMES, Target, host_target, target_named
 from convwright.errors import ConvwrightError
 from convwright.kernels import fft
 from convwright.kernels.arguments import Arguments
@@ -22,6 +22,7 @@ from convwright.spec import PADDING_MODES, ConvSpec
 from tests.forced import ROUNDING, Case, random_case
 from tests.guard import guarded_bytes
 from tests.kernels import _signature, each_target
+from tests.test_spills import share_of_spills
 
 
 def problem(case: Case, target: Target) -> Problem:
@@ -154,3 +155,14 @@ def test_what_it_cannot_do(spec: ConvSpec, size: tuple[int, ...], reason: str) -
     constants: Any = {"w": np.zeros(spec.weight_shape, np.float32), "b": np.zeros(spec.out_channels, np.float32)}
     with pytest.raises(ConvwrightError, match=reason):
         case.plan(inputs, constants, host_target())
+
+
+@pytest.mark.parametrize("target", [pytest.param(target_named(name), id=name) for name in NAMES])
+def test_butterflies_and_products_stay_in_registers(target: Target) -> None:
+    """With 16 registers, butterflies of 8 complex numbers cannot."""
+    if not target.is_x86:
+        pytest.skip("reads x86 assembly")
+    outs, pairs = (2, 4) if target.registers >= 32 else (1, 2)
+    for tile in (fft.FftTile(64, 64, False, 1, 1, single=True), fft.FftTile(16, 32, True, outs, pairs)):
+        share = share_of_spills(fft.emit, tile, target)
+        assert share <= (0 if target.registers >= 32 else 0.3), (tile, share)
