@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convwright.codegen.target import Target
+from convwright.codegen.target import Target, host_target
 from convwright.kernels import depthwise
 from convwright.spec import ConvSpec
 from tests.convolutions import (
@@ -79,6 +79,35 @@ def test_wide_kernels(target: Target, width: int) -> None:
         tiles = case.plan(inputs, constants, target).tiles(depthwise)
         assert [tile.unrolled for tile in tiles] == [depthwise.fits_registers(width, target)]
         case.check(target)
+
+
+@each_target
+def test_large_kernels_leave_out_taps_on_padding(target: Target) -> None:
+    for number, (kernel, size, padding, stride) in enumerate(
+        [
+            ((31, 31), (14, 14), 15, 1),
+            ((9, 31), (5, 33), (4, 15), (1, 2)),
+            ((13, 9), (9, 4), ((12, 0), (1, 8)), (3, 1)),
+            ((9, 9), (20, 20), 0, 1),
+            ((11, 11), (1, 1), 10, 1),
+        ]
+    ):
+        spec = depthwise_spec(target.vector + 1, kernel, padding=padding, stride=stride)
+        case = Case(spec, 1 + number % 2, size, at_end=number % 2 == 0, threads=2, seed=number)
+        plan = case.plan(*case.arrays(), target)
+        assert [tile.clipped for tile in plan.tiles(depthwise)] == [True]
+        case.check(target)
+
+
+def test_an_infinite_weight_makes_nan_of_padding() -> None:
+    target = host_target()
+    case = Case(depthwise_spec(3, (9, 9), padding=8), 1, (4, 4))
+    inputs, constants = case.arrays()
+    constants["w"][1, 0, 0, 0] = np.inf
+    plan = case.plan(inputs, constants, target)
+    assert [tile.clipped for tile in plan.tiles(depthwise)] == [False]
+    expected, _ = case.expected(inputs, constants)
+    np.testing.assert_array_equal(np.isnan(case.run(plan, inputs)[0]), np.isnan(expected))
 
 
 @each_target

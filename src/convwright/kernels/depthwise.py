@@ -3,18 +3,20 @@
 The lanes of a vector are channels and never mix. A tile is ``cols`` neighbouring output pixels of one row; every input
 vector of a row is loaded once and used by all the taps that it meets (for 3x3 at stride 1: three), and the row's
 weights stay in registers. The number of kernel rows is an argument, the kernel's width is baked in. Wide kernels, whose
-row of weights does not fit the register file, loop over their taps instead (``unrolled=False``).
+row of weights does not fit the register file, loop over their taps instead (``unrolled=False``). "Clipped", they leave
+out the taps that see nothing but padding: at 14 x 14, three quarters of 31 x 31.
 
 Weights are packed ``[block][kh][kw][v]``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from llvmlite import ir
 
-from convwright.codegen.lang import Kernel, Variable
+from convwright.codegen.lang import Int, Integer, Kernel, Variable
 from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
@@ -23,7 +25,8 @@ ARGUMENTS = Arguments(
     "x w bias y residual",
     # work: item -> (image, block, chunk of output rows)
     "blocks chunks chunk_rows out_rows out_cols col_tiles taps_high taps_wide "
-    "x_image x_block x_row x_tap_row x_tap_col y_image y_block y_row r_image r_block r_row",
+    "x_image x_block x_row x_tap_row x_tap_col y_image y_block y_row r_image r_block r_row "
+    "stride_high pad_high end_high stride_wide pad_wide end_wide",  # of a clipped kernel; ends: padding and size
 )
 
 
@@ -33,6 +36,7 @@ class DepthwiseTile:
 
     cols: output pixels of the register tile; width: taps in a row; stride, dilation: along the row.
     unrolled: the row's weights are held in registers.
+    clipped: taps on padding alone are left out; the dilation is 1.
     epilogue: activations, and ``("residual",)`` where the residual is added.
     """
 
@@ -41,6 +45,7 @@ class DepthwiseTile:
     stride: int
     dilation: int
     unrolled: bool = True
+    clipped: bool = False
     epilogue: tuple[tuple[object, ...], ...] = ()
 
     @property
@@ -56,12 +61,17 @@ def fits_registers(width: int, target: Target) -> bool:
     return width + 1 + 4 <= target.registers
 
 
-def choose_cols(out_cols: int, width: int, target: Target) -> int:
-    """Output pixels of the tile: as many as registers allow, dividing the row with the least work done twice."""
+def choose_cols(out_cols: int, width: int, target: Target, useful: Callable[[int], float] = lambda cols: 1.0) -> int:
+    """Output pixels of the tile: as many as registers allow, dividing the row with the least work done twice.
+
+    `useful`: the part of the taps that tiles of so many pixels meet, where kernels are clipped.
+    """
     held = width if fits_registers(width, target) else 1
     # Without fused multiply-add there is a product besides, and LLVM loads a vector ahead.
     most = min(out_cols, max(3, target.registers - held - (2 if target.has_fma else 4)), 14)
-    return min(range(max(1, most // 2), most + 1), key=lambda cols: (-(-out_cols // cols) * (cols + 2), -cols))
+    return min(
+        range(max(1, most // 2), most + 1), key=lambda cols: (-(-out_cols // cols) * (cols + 2) * useful(cols), -cols)
+    )
 
 
 def emit(tile: DepthwiseTile, target: Target) -> ir.Module:
@@ -81,10 +91,18 @@ def emit(tile: DepthwiseTile, target: Target) -> ir.Module:
             left = k.minimum(col_tile * tile.cols, a.out_cols - tile.cols)
             corner = k.advance(x, row * a.x_row + left * (tile.stride * k.v))
             sums = [k.variable(bias) for _ in range(tile.cols)]
-            with k.loop(0, a.taps_high) as tap_row:
+            high: tuple[Integer, Integer] = (0, a.taps_high)
+            wide: tuple[Integer, Integer] = (0, a.taps_wide)
+            if tile.clipped:
+                top, first_col, last_col = (
+                    row * a.stride_high, left * a.stride_wide, (left + (tile.cols - 1)) * a.stride_wide,
+                )  # fmt: skip
+                high = _clipped(k, a.pad_high - top, a.end_high - top, a.taps_high)
+                wide = _clipped(k, a.pad_wide - last_col, a.end_wide - first_col, a.taps_wide)
+            with k.loop(*high) as tap_row:
                 x_row = k.advance(corner, tap_row * a.x_tap_row)
                 w_row = k.advance(w, tap_row * a.taps_wide * k.v)
-                _sum_row(k, tile, sums, x_row, w_row, a)
+                _sum_row(k, tile, sums, x_row, w_row, a, wide)
             for col, total in enumerate(sums):
                 vector = total.get()
                 for operation in tile.epilogue:
@@ -97,10 +115,18 @@ def emit(tile: DepthwiseTile, target: Target) -> ir.Module:
     return k.finish()
 
 
-def _sum_row(k: Kernel, tile: DepthwiseTile, sums: list[Variable], x_row: ir.Value, w_row: ir.Value, a: Reader) -> None:
+def _clipped(k: Kernel, first: Int, last: Int, taps: Int) -> tuple[Integer, Integer]:
+    """The taps ``first <= tap < last`` of ``taps``."""
+    return k.maximum(first, 0), k.minimum(last, taps)
+
+
+def _sum_row(
+    k: Kernel, tile: DepthwiseTile, sums: list[Variable], x_row: ir.Value, w_row: ir.Value, a: Reader,
+    taps: tuple[Integer, Integer],
+) -> None:  # fmt: skip
     """Add one row of taps to the tile's sums."""
     if not tile.unrolled:
-        with k.loop(0, a.taps_wide) as at:
+        with k.loop(*taps) as at:
             weight = k.load(w_row, at * k.v)
             x_tap = k.advance(x_row, at * a.x_tap_col)
             for pixel, total in enumerate(sums):

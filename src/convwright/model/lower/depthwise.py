@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import numpy as np
+
 from convwright.kernels import depthwise
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.geometry import geometry_of
+from convwright.model.geometry import Geometry, geometry_of
 from convwright.model.lower import channels, direct
 from convwright.model.problem import Algorithm, Problem
 from convwright.model.values import blocks_of
+
+_LARGE = 9  # taps along both axes from which on kernels are clipped
 
 
 def _why_not(p: Problem) -> str | None:
@@ -18,10 +24,32 @@ def _why_not(p: Problem) -> str | None:
     return reason
 
 
+def is_clipped(g: Geometry) -> bool:
+    """Whether leaving out taps on padding is worth its bookkeeping."""
+    return min(g.kernel) >= _LARGE and g.dilation == (1, 1)
+
+
+def _useful(g: Geometry, cols: int) -> float:
+    """The part of a row's taps that tiles of ``cols`` pixels meet."""
+    return _met(g, 1, cols)
+
+
+def _met(g: Geometry, axis: int, pixels: int) -> float:
+    """The part of an axis's taps that meet elements of the input, for runs of so many pixels."""
+    out, taps = g.out_size[axis], g.kernel[axis]
+    first = np.minimum(np.arange(0, out, pixels), max(0, out - pixels)) * g.stride[axis]
+    begin = np.maximum(0, g.padding[axis][0] - first - (pixels - 1) * g.stride[axis])
+    end = np.minimum(taps, g.padding[axis][0] + g.size[axis] - first)
+    return float(np.maximum(end - begin, 0).mean()) / taps
+
+
 def _cycles(p: Problem) -> float:
     g = geometry_of(p)
     vectors = blocks_of(g.out_channels, p.target.vector) * g.out_size[0] * g.out_size[1] * p.batch
-    return vectors * (1.2 * g.kernel[0] * g.kernel[1] + 4.0) / p.threads
+    taps = 1.2 * g.kernel[0] * g.kernel[1]
+    if is_clipped(g):
+        taps *= _met(g, 0, 1) * _met(g, 1, min(7, g.out_size[1]))
+    return vectors * (taps + 4.0) / p.threads
 
 
 def _lower(b: Builder, layer: Layer, p: Problem) -> None:
@@ -33,9 +61,16 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
     y = b.new_blocked(layer.output)
     rows, cols = g.out_size
     unrolled = depthwise.fits_registers(g.kernel[1], b.target)
-    width = depthwise.choose_cols(cols, g.kernel[1], b.target)
+    clipped = is_clipped(g) and bool(np.isfinite(packed).all())  # an infinite weight makes NaN of padding
+    width = depthwise.choose_cols(cols, g.kernel[1], b.target, partial(_useful, g) if clipped else lambda cols: 1.0)
     tile = depthwise.DepthwiseTile(
-        width, g.kernel[1] if unrolled else 0, g.stride[1], g.dilation[1] if unrolled else 0, unrolled, layer.epilogue
+        width,
+        g.kernel[1] if unrolled else 0,
+        g.stride[1],
+        g.dilation[1] if unrolled else 0,
+        unrolled,
+        clipped,
+        layer.epilogue,
     )
     blocks = blocks_of(g.out_channels, v)
     chunks = b.chunks(rows, x.n * blocks)
@@ -51,6 +86,8 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
         "y_image": y.image, "y_block": y.block, "y_row": y.row,
         "r_image": residual.image if residual else 0, "r_block": residual.block if residual else 0,
         "r_row": residual.row if residual else 0,
+        "stride_high": g.stride[0], "pad_high": g.padding[0][0], "end_high": g.padding[0][0] + g.size[0],
+        "stride_wide": g.stride[1], "pad_wide": g.padding[1][0], "end_wide": g.padding[1][0] + g.size[1],
     }  # fmt: skip
     why = f"depthwise: {width} pixels a tile"
     reads = [x, residual] if residual else [x]
