@@ -112,6 +112,16 @@ class TestHet:
         expected = cw.het_conv(x, weight, part=2, padding=1)
         np.testing.assert_array_equal(cw.het_conv(x, poisoned, part=2, padding=1), expected)
 
+    @pytest.mark.parametrize("numerics", ["default", "strict"])
+    @pytest.mark.parametrize("part", [2, 3])
+    def test_where_dense_layers_are_fast(self, part: int, numerics: str) -> None:
+        """Winograd's algorithm may take the layer; strict numerics keep to direct sums."""
+        spec = HetSpec(ConvSpec(64, 64, (3, 3), padding=1), part)
+        x, weight, bias = normal(0, 2, 64, 30, 30), normal(1, *spec.weight_shape), normal(2, 64)
+        expected = reference.het_conv(x, weight, bias, spec)
+        result = cw.het_conv(x, weight, bias, part=part, padding=1, numerics=numerics)
+        assert np.abs(result - expected).max() <= (1e-5 if numerics == "default" else 3e-6) * np.abs(expected).max()
+
     def test_part_one_is_standard(self) -> None:
         x, weight = normal(0, 1, 4, 5, 5), normal(1, 6, 4, 3, 3)
         spec = ConvSpec(4, 6, (3, 3), bias=False)

@@ -8,12 +8,14 @@ from functools import lru_cache
 
 import numpy as np
 
+from convwright.graph import Node
+from convwright.graph.graph import INTERNAL
 from convwright.kernels import het
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.lower import planar
+from convwright.model.lower import channels, conv, planar
 from convwright.model.problem import Problem
-from convwright.model.values import Buffer, Ref
+from convwright.model.values import NO_HALO, Buffer, Ref
 from convwright.spec import HetSpec
 
 
@@ -39,8 +41,7 @@ def form_of(p: Problem, part: int) -> tuple[planar.Form, tuple[Tile, ...], int]:
     by_residue = [range(residue, p.spec.out_channels, part) for residue in range(min(part, p.spec.out_channels))]
     fewest = min(map(len, by_residue))
     # As many filters as the smallest residue has bound a tile; with three at least there are no tall tiles.
-    conv = replace(p.spec, out_channels=max(3, fewest))
-    form = planar.form_of(replace(p, spec=conv))
+    form = planar.form_of(replace(p, spec=replace(p.spec, out_channels=max(3, fewest))))
     outs = min(form.tile.outs, fewest)
     form = replace(form, tile=replace(form.tile, outs=outs, single=False))
     tiles = []
@@ -54,32 +55,79 @@ def form_of(p: Problem, part: int) -> tuple[planar.Form, tuple[Tile, ...], int]:
     return form, tuple(tiles), parts
 
 
+_WORTH = 0.85  # the estimated time, as a part of the own kernel's, below which twice the weights are worth it
+_STAGING = 0.04  # of a dense layer's time: what the kernel spends besides multiply-adds, measured
+
+
 def lower(b: Builder, layer: Layer) -> None:
+    """On the kernel of its own, or where an algorithm of fewer multiplications is faster still, as a dense layer."""
+    x, spec = layer.node.inputs[0], layer.node.attributes["spec"]
+    shape = b.shape(x)
+    p = Problem(
+        spec.conv.resolve(shape[2:]), shape[2:], shape[0], b.types[x].dtype, b.target, b.threads, b.numerics,
+        plain_input=x in b.graph.inputs, plain_output=layer.output in b.graph.outputs,
+    )  # fmt: skip
+    row = conv.algorithm_of(p)
+    own = planar.form_of(p).cycles * (spec.macs(p.size) / spec.conv.macs(p.size) + _STAGING)
+    # Direct sums would turn an infinite input into NaN where its weight is not read; these two spread it anyway.
+    if row.name in ("winograd", "fft") and conv.cost(row, p) < _WORTH * own:
+        _lower_dense(b, layer, spec, p)
+    else:
+        _lower_own(b, layer, spec)
+
+
+def _lower_dense(b: Builder, layer: Layer, spec: HetSpec, p: Problem) -> None:
+    """A dense convolution whose weights have zeros where none is read."""
+    name, weight, *bias = layer.node.inputs
+    dense_weight = f"{weight}:part{spec.part}"
+    if dense_weight not in b.weights.constants:
+        dense = np.where(_read(spec), b.weights.array(weight), 0).astype(p.dtype)
+        b.weights.constants[dense_weight] = b.graph.constants[dense_weight] = dense
+    b.types.values[dense_weight] = b.types[weight]
+    node = Node("Convolution", [name, dense_weight, *bias], [layer.output], {"spec": p.spec}, domain=INTERNAL)
+    dense_layer = Layer(node, layer.output, layer.epilogue)
+    b.problems[id(dense_layer)] = p
+    for value, halo in conv.needs_halo(b, dense_layer).items():
+        b.halos[value] = channels.merged(b.halos.get(value, NO_HALO), halo)
+    conv.lower(b, dense_layer)
+    del b.problems[id(dense_layer)]
+
+
+def _read(spec: HetSpec) -> np.ndarray:
+    """Which of the dense weights are read."""
+    read = np.zeros(spec.weight_shape, bool)
+    centre: tuple[slice | int, ...] = (slice(None), slice(None), *(size // 2 for size in spec.conv.kernel))
+    read[centre] = True
+    for residue in range(spec.part):
+        read[residue :: spec.part, residue :: spec.part] = True
+    return read
+
+
+def _lower_own(b: Builder, layer: Layer, spec: HetSpec) -> None:
     node = layer.node
-    spec: HetSpec = node.attributes["spec"]
     x = b.plain(node.inputs[0])
-    conv, size = spec.conv.resolve(x.shape[2:]), x.shape[2:]
-    p = Problem(conv, size, x.n, x.dtype, b.target, b.threads, b.numerics)
+    dense, size = spec.conv.resolve(x.shape[2:]), x.shape[2:]
+    p = Problem(dense, size, x.n, x.dtype, b.target, b.threads, b.numerics)
     form, tiles, parts = form_of(p, spec.part)
     y = b.new_plain(layer.output)
     deep, high, wide = form.axes
     _, taps, (places,) = planar._tables(form)
     taps = taps[:-1]  # the last is no tap
-    centre = np.array([size // 2 for size in (1, 1, *conv.kernel)[-3:]])
+    centre = np.array([size // 2 for size in (1, 1, *dense.kernel)[-3:]])
     centre_tap = int(np.flatnonzero((places == centre).all(axis=1))[0])
-    others = [[c for c in range(conv.in_channels) if c % spec.part != residue] for residue in range(spec.part)]
+    others = [[c for c in range(dense.in_channels) if c % spec.part != residue] for residue in range(spec.part)]
     singles = np.array(
         [place * form.channel + taps[centre_tap] for residue in others for place in residue] or [0], np.int64
     )
     starts = np.cumsum([0, *map(len, others)])
     rows, w_at = [], 0
     for tile in tiles:
-        own = len(range(tile.residue, conv.in_channels, spec.part))
+        own = len(range(tile.residue, dense.in_channels, spec.part))
         single = len(others[tile.residue])
         rows.append((tile.filters[0], w_at, tile.residue * form.channel, own, starts[tile.residue], single))
         w_at += (own * len(taps) + single) * form.tile.outs
     bias = b.constant(node.input(2)) if node.input(2) else None
-    bias = np.zeros(conv.out_channels, x.dtype) if bias is None else bias
+    bias = np.zeros(dense.out_channels, x.dtype) if bias is None else bias
     in_order = [out for tile in tiles for out in tile.filters]
     key = ("het", form.tile.outs, spec)
     packed = b.weights.derived(node.inputs[1], key, lambda weight: _pack(weight, tiles, others, places, centre_tap))
@@ -98,9 +146,9 @@ def lower(b: Builder, layer: Layer) -> None:
         "parts": parts, "slice_strips": slice_strips, "strip_slices": form.strip_slices, "strips": strips,
         "strip_rows": form.strip_rows, "grid_slices": deep.grid, "grid_rows": high.grid, "grid_cols": wide.grid,
         "out_slices": out_size[0], "out_rows": out_size[1], "out_cols": out_size[2],
-        "x_image": conv.in_channels * math.prod(size), "x_channel": math.prod(size),
+        "x_image": dense.in_channels * math.prod(size), "x_channel": math.prod(size),
         "x_slice": size[1] * size[2], "x_row": size[2],
-        "y_image": conv.out_channels * plane, "y_filter": plane, "y_channel": spec.part * plane,
+        "y_image": dense.out_channels * plane, "y_filter": plane, "y_channel": spec.part * plane,
         "y_slice": out_size[1] * out_size[2],
         "channels": form.channels, "stage_slices": form.stage_slices, "slice_step": deep.step,
         "stage_rows": (form.strip_rows - 1) * high.step + high.reach + 1, "row_step": high.step,
