@@ -21,6 +21,7 @@ from convwright.model.values import Buffer, Ref
 
 _LINES = ((16, 16), (16, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256))
 _MOST_WEIGHT_BYTES = 512 << 20
+_MOST_ERROR = 1e-5  # of the largest output, that numerics="default" allows
 _CACHE_BYTES = 8 << 20  # transformed weights up to this size come from a cache
 _SCRATCH_BYTES = 512 * 1024  # spectra and products of one thread up to this size stay in its second-level cache
 _SCRATCH_BYTES_A_CYCLE = 10.0
@@ -253,6 +254,8 @@ def _why_not(p: Problem) -> str | None:
     nbytes = form.weight_elements * np.dtype(p.dtype).itemsize
     if nbytes > _MOST_WEIGHT_BYTES:
         return f"the transformed weights take {nbytes} bytes, more than {_MOST_WEIGHT_BYTES}"
+    if p.algorithm == "auto" and _error_bound(p) > _MOST_ERROR:
+        return f"errors may be {_error_bound(p):.1e} of the largest output, more than {_MOST_ERROR:.0e}"
     return None
 
 
