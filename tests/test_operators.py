@@ -845,7 +845,8 @@ def test_scalars_go_in_and_out() -> None:
 
 def test_every_row_has_a_test() -> None:
     tested = {
-        "Conv", "ConvTranspose", "Convolution", "DeformConv", "ConvInteger", "QLinearConv", "Gemm", "MaxPool",
+        "Conv", "ConvTranspose", "Convolution", "HetConvolution", "MixConvolution", "DeformConv", "ConvInteger",
+        "QLinearConv", "Gemm", "MaxPool",
         "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "BatchNormalization", "Concat",
         "Split", "Slice", "ChannelShuffle", "Resize", "Softmax", "LogSoftmax", "Transpose", "Pad", "Expand",
         "DepthToSpace", "SpaceToDepth", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity",
