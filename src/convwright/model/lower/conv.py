@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
+
+import numpy as np
 
 from convwright.errors import ConvwrightError
 from convwright.model.builder import Builder
@@ -11,6 +14,7 @@ from convwright.model.geometry import geometry_of
 from convwright.model.lower import depthwise, direct, fft, im2col, planar, subpixel, transposed, winograd
 from convwright.model.problem import Algorithm, Problem, choose, problem_of
 from convwright.model.values import Halo
+from convwright.runtime.machine import caches
 
 ROWS: tuple[Algorithm, ...] = (
     direct.ROW,
@@ -24,25 +28,23 @@ ROWS: tuple[Algorithm, ...] = (
     fft.ROW,
 )
 
-_CONVERSION_CYCLES = 1.0  # a vector that changes between row-major and channel blocks, where it is in a cache
+# Of a vector that changes between row-major and channel blocks, where the tensor fits the second-level cache or not.
+_CONVERSION_CYCLES, _FAR_CONVERSION_CYCLES = 1.0, 3.0
 
 
 def conversion_cycles(row: Algorithm, p: Problem) -> float:
     """Estimated cycles, on each thread, of the changes of layout that this row makes necessary."""
-    if direct.reads_planes(p) and row is direct.ROW:
-        vectors = 0.0
-    else:
-        vectors = _elements(p.spec.in_channels, p.size) if p.plain_input == row.blocked else 0.0
+    cycles = 0.0
+    if p.plain_input == row.blocked and not (row is direct.ROW and direct.reads_planes(p)):
+        cycles += _conversion(p, p.spec.in_channels * math.prod(p.size))
     if p.plain_output == row.blocked:
-        vectors += _elements(p.spec.out_channels, p.out_size)
-    return vectors * p.batch / p.target.vector * _CONVERSION_CYCLES / p.threads
+        cycles += _conversion(p, p.spec.out_channels * math.prod(p.out_size))
+    return cycles / p.threads
 
 
-def _elements(channels: int, size: tuple[int, ...]) -> float:
-    total = float(channels)
-    for length in size:
-        total *= length
-    return total
+def _conversion(p: Problem, elements: int) -> float:
+    far = elements * p.batch * np.dtype(p.dtype).itemsize > caches().l2
+    return elements * p.batch / p.target.vector * (_FAR_CONVERSION_CYCLES if far else _CONVERSION_CYCLES)
 
 
 def cost(row: Algorithm, p: Problem) -> float:
