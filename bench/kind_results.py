@@ -22,7 +22,8 @@ class Result:
 
     - `seconds`: by runtime, a peer's in its fastest form; `forms`: which one that was.
     - `ratio`: what the kind's target is about; `to_best`: the best peer's time over ours.
-    - `kernels`: the steps of convwright that compute; `kernel_seconds`: of all its steps but conversions.
+    - `kernels`: the steps of convwright that compute; `kernel_seconds`: without conversions of the
+      layout.
     - `others`: cores that other processes kept busy during the race.
     - `reason`: why there are no figures for convwright; `lost`: the same for peers.
     """

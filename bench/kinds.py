@@ -171,10 +171,14 @@ def judge(result: Result, kind: Kind, case: Case, rows: Mapping[str, Row]) -> No
 
 
 def profile(result: Result, graph: Graph, inputs: Mapping[str, np.ndarray]) -> None:
-    """Which steps convwright runs, and the time of those that do not only change the layout."""
+    """Which steps convwright runs, and the part of the time that goes into those that do more than change the layout.
+
+    Steps of microseconds are timed to their shares of the whole rather than to the second, so the whole is the race's.
+    """
     with cw.compile(graph, threads=result.threads) as model:
-        steps = model.profile(dict(inputs), runs=10).steps
-    result.kernel_seconds = sum(step.seconds for step in steps if step.kernel not in _CONVERSIONS)
+        steps = model.profile(dict(inputs), runs=50).steps
+    working = sum(step.seconds for step in steps if step.kernel not in _CONVERSIONS)
+    result.kernel_seconds = result.seconds[OURS] * working / sum(step.seconds for step in steps)
     result.kernels = ", ".join(dict.fromkeys(step.kernel for step in steps if step.macs))
 
 
