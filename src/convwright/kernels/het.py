@@ -75,7 +75,7 @@ def emit(tile: HetTile, target: Target) -> ir.Module:
         part, image = rest % a.parts, rest // a.parts
         top = k.smaller(strip * a.strip_rows, a.grid_rows - a.strip_rows)
         front = k.smaller(slice_strip * a.strip_slices, a.grid_slices - a.strip_slices)
-        planar._stage(k, a, planes, k.advance(a.x, image * a.x_image), scratch, front, top)
+        planar.stage(k, a, planes, k.advance(a.x, image * a.x_image), scratch, front, top)
         start = part * a.part_tiles
         with k.loop(start, k.minimum(start + a.part_tiles, a.k_tiles)) as k_tile:
             row = k_tile * TILE_COLUMNS
@@ -94,9 +94,9 @@ def emit(tile: HetTile, target: Target) -> ir.Module:
                     others,
                 )
                 y_slice = k.advance(y, (front + place) * a.y_slice)
-                planar._sum_strip(k, a, planes, what, results, y_slice, top, _sum_tile)
+                planar.sum_strip(k, a, planes, what, results, y_slice, top, _sum_tile)
                 if planes.staged_output:
-                    planar._leave(k, a, planes, results, y_slice, top)
+                    planar.leave(k, a, planes, results, y_slice, top)
     return k.finish()
 
 
@@ -112,8 +112,8 @@ def _sum_tile(k: Kernel, a: Reader, tile: planar.PlanarTile, what: HetSum, corne
     with k.loop(0, what.own):
         x = here.get()
         with k.loop(0, what.taps) as tap:
-            planar._step(k, a, tile, k.advance(x, k.load_int(what.offsets, tap)), weights, sums)
+            planar.add_tap(k, a, tile, k.advance(x, k.load_int(what.offsets, tap)), weights, sums)
         here.set(k.advance(x, a.next_own))
     with k.loop(0, what.others) as other:
-        planar._step(k, a, tile, k.advance(start, k.load_int(what.singles, other)), weights, sums)
+        planar.add_tap(k, a, tile, k.advance(start, k.load_int(what.singles, other)), weights, sums)
     return [[accumulator.get() for accumulator in accumulators] for accumulators in sums]

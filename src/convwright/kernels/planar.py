@@ -111,9 +111,7 @@ def emit(tile: PlanarTile, target: Target) -> ir.Module:
         top = k.smaller(strip * a.strip_rows, a.grid_rows - a.strip_rows)
         front = k.smaller(slice_strip * a.strip_slices, a.grid_slices - a.strip_slices)
         with k.loop(first_group, k.minimum(first_group + a.chunk_groups, a.groups)) as group:
-            _stage(
-                k, a, tile, k.advance(a.x, image * a.x_image + group * a.channels * a.x_channel), scratch, front, top
-            )
+            stage(k, a, tile, k.advance(a.x, image * a.x_image + group * a.channels * a.x_channel), scratch, front, top)
             y = k.advance(a.y, image * a.y_image + group * a.out_channels * a.y_channel)
             start = part * a.part_tiles
             with k.loop(start, k.minimum(start + a.part_tiles, a.k_tiles)) as k_tile:
@@ -141,15 +139,15 @@ def _sum_slice(
         taps, at, w_at = (k.load_int(a.phases, row + column) for column in range(PHASE_COLUMNS))
         offsets = k.b.gep(a.taps, [at.value], source_etype=I64)
         to = k.advance(results, phase * a.out_plane * tile.outs)
-        _sum_strip(k, a, tile, Sum(inputs, k.advance(a.w, w_at + w * taps), offsets, taps, bias), to, y, top)
+        sum_strip(k, a, tile, Sum(inputs, k.advance(a.w, w_at + w * taps), offsets, taps, bias), to, y, top)
     if tile.staged_output:
-        _leave(k, a, tile, results, y, top)
+        leave(k, a, tile, results, y, top)
 
 
 # -- rows into scratch -------------------------------------------------------------------------------------------------
 
 
-def _stage(k: Kernel, a: Reader, tile: PlanarTile, x: ir.Value, scratch: ir.Value, front: Int, top: Int) -> None:
+def stage(k: Kernel, a: Reader, tile: PlanarTile, x: ir.Value, scratch: ir.Value, front: Int, top: Int) -> None:
     """The strip's channels, slices and rows, padded, the phases of the stride apart.
 
     Rows are written in whole vectors, in ascending order within a plane: what one row's last vector spills into the
@@ -279,7 +277,7 @@ class Sum:
     bias: ir.Value
 
 
-def _sum_strip(
+def sum_strip(
     k: Kernel, a: Reader, tile: PlanarTile, what: Sum, to: ir.Value, y: ir.Value, top: Int,
     sum_tile: Callable[..., list[list[ir.Value]]] | None = None,
 ) -> None:  # fmt: skip
@@ -319,7 +317,7 @@ def _sum_tile(k: Kernel, a: Reader, tile: PlanarTile, what: Sum, corner: Int) ->
     weights = k.variable(what.w)
     start = k.advance(what.scratch, corner)
     here = k.variable(k.advance(start, k.load_int(what.offsets, 0)) if tile.single else start)
-    step = _step_of_column if tile.column else _step
+    step = _step_of_column if tile.column else add_tap
     with k.loop(0, a.channels):
         x = here.get()
         if tile.single:
@@ -337,7 +335,7 @@ def _sum_tile(k: Kernel, a: Reader, tile: PlanarTile, what: Sum, corner: Int) ->
     return results
 
 
-def _step(k: Kernel, a: Reader, tile: PlanarTile, x: ir.Value, weights: Variable, sums: list[list[Variable]]) -> None:
+def add_tap(k: Kernel, a: Reader, tile: PlanarTile, x: ir.Value, weights: Variable, sums: list[list[Variable]]) -> None:
     """Add one tap of one channel."""
     now = weights.get()
     factors = [k.broadcast(k.load_scalar(now, out)) for out in range(tile.outs)]
@@ -374,7 +372,7 @@ def _step_of_column(
 # -- rows out of scratch -----------------------------------------------------------------------------------------------
 
 
-def _leave(k: Kernel, a: Reader, tile: PlanarTile, results: ir.Value, y: ir.Value, top: Int) -> None:
+def leave(k: Kernel, a: Reader, tile: PlanarTile, results: ir.Value, y: ir.Value, top: Int) -> None:
     """The strip's outputs from scratch ``[phase][out][row][pitch]`` to their rows, columns of phases woven together."""
     with k.loop(0, tile.outs) as out, k.loop(0, a.strip_rows) as row, k.loop(0, a.phase_rows) as phase:
         down = (top + row) * a.phase_rows + phase

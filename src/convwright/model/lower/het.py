@@ -111,7 +111,7 @@ def _lower_own(b: Builder, layer: Layer, spec: HetSpec) -> None:
     form, tiles, parts = form_of(p, spec.part)
     y = b.new_plain(layer.output)
     deep, high, wide = form.axes
-    _, taps, (places,) = planar._tables(form)
+    _, taps, (places,) = planar.tables(form)
     taps = taps[:-1]  # the last is no tap
     centre = np.array([size // 2 for size in (1, 1, *dense.kernel)[-3:]])
     centre_tap = int(np.flatnonzero((places == centre).all(axis=1))[0])
@@ -133,7 +133,7 @@ def _lower_own(b: Builder, layer: Layer, spec: HetSpec) -> None:
     packed = b.weights.derived(node.inputs[1], key, lambda weight: _pack(weight, tiles, others, places, centre_tap))
     size, out_size = (1, 1, *size)[-3:], (1, 1, *y.shape[2:])[-3:]
     strips, slice_strips = -(-high.grid // form.strip_rows), -(-deep.grid // form.strip_slices)
-    body_start, body_stop = planar._body(form, size[-1])
+    body_start, body_stop = planar.body(form, size[-1])
     cols = np.full(form.pitch * wide.step, -1, np.int64)
     cols[: min(len(wide.sources), len(cols))] = wide.sources[: len(cols)]
     scratch = Buffer(x.dtype.itemsize * form.scratch * b.threads)

@@ -316,7 +316,7 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
     deep, high, wide = form.axes
     x, y = b.plain(node.inputs[0]), b.new_plain(layer.output)
     tile = replace(form.tile, epilogue=layer.epilogue)
-    phases, taps, places = _tables(form)
+    phases, taps, places = tables(form)
     key = ("planar", tile.outs, len(tile.column), spec)
     packed = b.weights.derived(
         node.inputs[1],
@@ -325,7 +325,7 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
         lambda packed: _unpack(packed, p, form, places),
     )
     bias = b.constant(node.input(2)) if node.input(2) else np.zeros(spec.out_channels, p.dtype)
-    body_start, body_stop = _body(form, p.size[-1])
+    body_start, body_stop = body(form, p.size[-1])
     cols = np.full(form.pitch * wide.step, -1, np.int64)
     cols[: min(len(wide.sources), len(cols))] = wide.sources[: len(cols)]
     size, out_size = (1, 1, *p.size)[-3:], (1, 1, *p.out_size)[-3:]
@@ -364,7 +364,7 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
     b.steps[-1].touches.append((scratch, 0, scratch.nbytes, True, "inside"))
 
 
-def _body(form: Form, size: int) -> tuple[int, int]:
+def body(form: Form, size: int) -> tuple[int, int]:
     """Where the whole vectors of a row begin and end that hold elements of the input alone."""
     wide, v = form.axes[2], form.v
     if not form.tile.in_step:
@@ -376,7 +376,7 @@ def _body(form: Form, size: int) -> tuple[int, int]:
     return (start, start + count * v) if count else (0, 0)
 
 
-def _tables(form: Form) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+def tables(form: Form) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """The table of phases, that of taps, and for each phase the (depth, height, width) of its weights.
 
     A tall tile's taps are columns: the table has the first tap of each.
