@@ -43,7 +43,7 @@ def main(path: str, file: str, threads: int) -> dict[str, float]:
     from convwright.model.weights import Weights
 
     imported = time.perf_counter()
-    for name in "get", "channels":
+    for name in "get", "derived", "channels":
         setattr(Weights, name, timed(getattr(Weights, name)))
     graph = cw.load(path)
     read = time.perf_counter()
