@@ -15,8 +15,8 @@ Transposed convolutions are counted on their input's size, deformable ones witho
 "to best" is the best peer's time over convwright's, the median over the rounds; for the kinds "odd", "het" and "mix"
 the targets compare convwright with itself ("to own"): the rate over that at the next multiples of 16 channels, the
 dense layer's time over HetConv's, the sum of the parts' times over MixConv's. "kernel" is convwright's rate without
-conversion of the layout. "error" is the largest deviation from float64 over the largest absolute value; a peer that
-deviates by more than 1 % does not count.
+conversion of the layout, whose share is that on one thread. "error" is the largest deviation from float64 over the
+largest absolute value; a peer that deviates by more than 1 % does not count.
 
 A kind for which convwright has no kernel yet is not timed. Without --only all kinds are measured; --write writes
 docs/kinds.md. --join takes what earlier runs wrote with --json in place of measuring, a later file's cases before an
@@ -30,7 +30,7 @@ import pickle
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -89,7 +89,7 @@ def measure(kind: Kind, case: Case, workers: Workers, peers: Sequence[str], seco
                 break
         judge(result, kind, case, {row.peer: row for row in rows})
         if result.reason is None:
-            profile(result, own(), inputs)
+            profile(result, own, inputs)
     return result
 
 
@@ -170,16 +170,19 @@ def judge(result: Result, kind: Kind, case: Case, rows: Mapping[str, Row]) -> No
         result.ratio *= case.macs / case.beside[0].spec.macs(case.size)
 
 
-def profile(result: Result, graph: Graph, inputs: Mapping[str, np.ndarray]) -> None:
+def profile(result: Result, build: Callable[[], Graph], inputs: Mapping[str, np.ndarray]) -> None:
     """Which steps convwright runs, and the part of the time that goes into those that do more than change the layout.
 
-    Steps of microseconds are timed to their shares of the whole rather than to the second, so the whole is the race's.
+    The parts are those of one thread, in which no thread waits for another: under a barrier after every step, steps of
+    microseconds take as long as it takes to wake who sleeps. The whole is the race's.
     """
-    with cw.compile(graph, threads=result.threads) as model:
-        steps = model.profile(dict(inputs), runs=50).steps
+    with cw.compile(build(), threads=result.threads) as model:
+        steps = model.profile(dict(inputs), runs=1).steps
+    result.kernels = ", ".join(dict.fromkeys(step.kernel for step in steps if step.macs))
+    with cw.compile(build(), threads=1) as model:
+        steps = model.profile(dict(inputs), runs=20).steps
     working = sum(step.seconds for step in steps if step.kernel not in _CONVERSIONS)
     result.kernel_seconds = result.seconds[OURS] * working / sum(step.seconds for step in steps)
-    result.kernels = ", ".join(dict.fromkeys(step.kernel for step in steps if step.macs))
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -225,9 +228,11 @@ def main() -> None:
     else:
         show(results)
     if options.write:
-        command = "python bench/kinds.py --write" + "".join(
-            f" --{name} {value:g}" for name, value in (("seconds", options.seconds),) if value != 2.0
-        )
+        timing = "" if options.seconds == 2.0 else f" --seconds {options.seconds:g}"
+        command = f"python bench/kinds.py{timing} --write"
+        if options.join:
+            command = "python bench/kinds.py --only KIND --json > KIND.json"
+            command += "`, a kind at a time, and `python bench/kinds.py --join *.json --write"
         PAGE.write_text(page(results, command, "\n\n".join((__doc__ or "").split("\n\n")[2:5])), encoding="utf-8")
         print(f"wrote {PAGE}", file=sys.stderr)
 
