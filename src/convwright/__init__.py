@@ -5,7 +5,8 @@
 '0.1.0'
 
 `load` reads an ONNX file into a `Graph`; `compile` makes a `Model` of a graph or a file; a model is called with arrays.
-`conv`, `conv_transpose` and the other kinds of convolution are functions of NumPy arrays.
+`networks` has the classic ones: `networks.resnet50()`. `conv`, `conv_transpose` and the other kinds of convolution are
+functions of NumPy arrays.
 Importing this package imports nothing else: each name brings what it needs when it is first used.
 """
 
@@ -13,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convwright import networks
     from convwright.errors import ConvwrightError
     from convwright.functional import (
         algorithms,
@@ -36,7 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConvSpec", "ConvwrightError", "Graph", "Model", "__version__", "algorithms", "channel_shuffle", "col2im",
     "compile", "conv", "conv_integer", "conv_matrix", "conv_transpose", "deform_conv", "het_conv", "im2col",
-    "load", "mix_conv", "qlinear_conv", "separable_conv", "spatial_conv",
+    "load", "mix_conv", "networks", "qlinear_conv", "separable_conv", "spatial_conv",
 ]  # fmt: skip
 
 _NAMES = {
@@ -48,11 +50,14 @@ _NAMES = {
     "convwright.model": "Model compile",
     "convwright.spec": "ConvSpec",
 }
+_ROOMS = {"networks"}
 _HOME = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
     """Import a name's room on first use and keep the name here (PEP 562)."""
+    if name in _ROOMS:
+        return import_module(f"convwright.{name}")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'convwright' has no attribute {name!r}")
@@ -62,4 +67,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_ROOMS})

@@ -64,17 +64,25 @@ def _walk(graph: Graph, shapes: Mapping[str, Iterable[int]], scope: Scope) -> No
     for name, array in graph.constants.items():
         values[name] = ValueInfo(array.dtype, array.shape)
     for node in graph.nodes:
-        try:
-            infos = _types(scope, node, graph)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            if isinstance(error, ConvwrightError):
-                raise
-            raise ConvwrightError(f"{node}: its inputs or attributes make no sense: {error!r}") from error
-        if len(node.outputs) > len(infos) and any(node.outputs[len(infos) :]):
-            raise ConvwrightError(f"{node} has {len(node.outputs)} outputs, {len(infos)} are supported")
-        for name, info in zip(node.outputs, infos, strict=False):
-            if name:
-                values[name] = info
+        infer_next(scope, node, graph)
+
+
+def infer_next(scope: Scope, node: Node, graph: Graph) -> None:
+    """Add to `scope` the types of what `node` defines; those of its inputs are there.
+
+    Raises ConvwrightError, naming the node, for inputs or attributes that it cannot have.
+    """
+    try:
+        infos = _types(scope, node, graph)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, ConvwrightError):
+            raise
+        raise ConvwrightError(f"{node}: its inputs or attributes make no sense: {error!r}") from error
+    if len(node.outputs) > len(infos) and any(node.outputs[len(infos) :]):
+        raise ConvwrightError(f"{node} has {len(node.outputs)} outputs, {len(infos)} are supported")
+    for name, info in zip(node.outputs, infos, strict=False):
+        if name:
+            scope.values[name] = info
 
 
 def _types(scope: Scope, node: Node, graph: Graph) -> list[ValueInfo]:

@@ -1,0 +1,67 @@
+"""The classic networks as graphs with random weights: `networks.resnet50()`, `networks.mobilenet_v2(width=0.5)`.
+
+Each name of `TABLE` is a function of this package. All take `classes`, `size` (height and width of the input), and
+`seed`: of the random weights, or None for zeros that take no memory, which is all that costs need. `build` calls one by
+its name, `from_state_dict` fills one with the weights that PyTorch has.
+
+>>> import convwright as cw
+>>> graph = cw.networks.vgg16(seed=None)
+>>> sum(array.size for array in graph.constants.values())
+138357544
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from convwright.errors import ConvwrightError
+
+if TYPE_CHECKING:
+    from convwright.graph import Graph
+    from convwright.networks.state_dict import from_state_dict
+
+TABLE: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"vgg{depth}": ("vgg", {"depth": depth}) for depth in (11, 13, 16, 19)},
+    **{f"vgg{depth}_bn": ("vgg", {"depth": depth, "batch_norm": True}) for depth in (11, 13, 16, 19)},
+}
+"""By the network's name: the function that builds it, which lies in the file of the same name, and its arguments."""
+
+__all__ = ["TABLE", "build", "from_state_dict"]
+
+
+def build(name: str, **options: Any) -> Graph:
+    """The network `name`; `options` as its function takes them.
+
+    Raises ConvwrightError for a name that no network has.
+
+    >>> print(build("vgg11", size=32 * 7, seed=None))
+    Graph 'vgg11' (x: float32[N, 3, 224, 224]) -> classifier.6: 27 nodes
+    """
+    if name not in TABLE:
+        close = get_close_matches(name, TABLE, 3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "`convwright networks` shows all"
+        raise ConvwrightError(f"no network is called {name!r}: {hint}")
+    graph: Graph = _builder(name)(**options)
+    return graph
+
+
+def _builder(name: str) -> Callable[..., Any]:
+    function, arguments = TABLE[name]
+    found = getattr(import_module(f"convwright.networks.{function}"), function)
+    return partial(found, **arguments) if arguments else found  # type: ignore[no-any-return]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "from_state_dict":
+        return import_module("convwright.networks.state_dict").from_state_dict
+    if name in TABLE:
+        return _builder(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *TABLE})
