@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convwright import networks
+    from convwright.cost.receptive_field import ReceptiveField, receptive_field, receptive_fields
     from convwright.errors import ConvwrightError
     from convwright.functional import (
         algorithms,
@@ -36,12 +37,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "ConvSpec", "ConvwrightError", "Graph", "Model", "__version__", "algorithms", "channel_shuffle", "col2im",
-    "compile", "conv", "conv_integer", "conv_matrix", "conv_transpose", "deform_conv", "het_conv", "im2col",
-    "load", "mix_conv", "networks", "qlinear_conv", "separable_conv", "spatial_conv",
+    "ConvSpec", "ConvwrightError", "Graph", "Model", "ReceptiveField", "__version__", "algorithms", "channel_shuffle",
+    "col2im", "compile", "conv", "conv_integer", "conv_matrix", "conv_transpose", "deform_conv", "het_conv", "im2col",
+    "load", "mix_conv", "networks", "qlinear_conv", "receptive_field", "receptive_fields", "separable_conv", "spatial_conv",
 ]  # fmt: skip
 
 _NAMES = {
+    "convwright.cost.receptive_field": "ReceptiveField receptive_field receptive_fields",
     "convwright.errors": "ConvwrightError",
     "convwright.functional": "algorithms channel_shuffle conv conv_integer conv_transpose deform_conv het_conv "
     "mix_conv qlinear_conv separable_conv spatial_conv",
