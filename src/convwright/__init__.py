@@ -5,8 +5,8 @@
 '0.1.0'
 
 `load` reads an ONNX file into a `Graph`; `compile` makes a `Model` of a graph or a file; a model is called with arrays.
-`networks` has the classic ones: `networks.resnet50()`. `conv`, `conv_transpose` and the other kinds of convolution are
-functions of NumPy arrays.
+`networks` has the classic ones: `networks.resnet50()`; `cost` tells what each layer of a network costs. `conv`,
+`conv_transpose` and the other kinds of convolution are functions of NumPy arrays.
 Importing this package imports nothing else: each name brings what it needs when it is first used.
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convwright import networks
+    from convwright.cost.analysis import cost
     from convwright.cost.receptive_field import ReceptiveField, receptive_field, receptive_fields
     from convwright.errors import ConvwrightError
     from convwright.functional import (
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "ConvSpec", "ConvwrightError", "Graph", "Model", "ReceptiveField", "__version__", "algorithms", "channel_shuffle",
-    "col2im", "compile", "conv", "conv_integer", "conv_matrix", "conv_transpose", "deform_conv", "het_conv", "im2col",
-    "load", "mix_conv", "networks", "qlinear_conv", "receptive_field", "receptive_fields", "separable_conv", "spatial_conv",
+    "col2im", "compile", "conv", "conv_integer", "conv_matrix", "conv_transpose", "cost", "deform_conv", "het_conv",
+    "im2col", "load", "mix_conv", "networks", "qlinear_conv", "receptive_field", "receptive_fields", "separable_conv",
+    "spatial_conv",
 ]  # fmt: skip
 
 _NAMES = {
@@ -52,7 +54,7 @@ _NAMES = {
     "convwright.model": "Model compile",
     "convwright.spec": "ConvSpec",
 }
-_ROOMS = {"networks"}
+_ROOMS = {"cost", "networks"}
 _HOME = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 

@@ -18,6 +18,7 @@ from convwright.errors import ConvwrightError
 _VERBS = {
     "run": "Run a network on images or arrays: print classes, write pictures.",
     "bench": "Time a network beside other runtimes, and check the answers of all.",
+    "cost": "Show what each layer costs: parameters, MACs, bytes, memory.",
     "explain": "Show each layer's kernel, why it was chosen, and what it costs.",
     "conv": "Show what one convolution costs, and every algorithm for it.",
     "kinds": "Show the kinds of convolution, with formulas for what they cost.",

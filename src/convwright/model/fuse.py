@@ -9,8 +9,9 @@ import numpy as np
 
 from convwright.errors import ConvwrightError
 from convwright.graph import Graph, Node
+from convwright.graph.convolutions import spec_of
 from convwright.graph.shapes import Inferred
-from convwright.model.problem import OPERATORS, spec_of
+from convwright.model.problem import OPERATORS
 
 # The operators that kernels fuse others into, at these ranks.
 _PRODUCERS = {"Conv": (3, 4, 5), "ConvTranspose": (3, 4, 5), "Convolution": (3, 4, 5), "DeformConv": (4,), "Gemm": (2,)}

@@ -17,6 +17,7 @@ from convwright.errors import ConvwrightError
 from convwright.graph import Graph, ValueInfo
 from convwright.graph import load as load_graph
 from convwright.graph.facts import Facts
+from convwright.graph.outline import Outline, outline
 from convwright.graph.rewrites import simplify
 from convwright.model.plan import make_program
 from convwright.model.report import Explanation, Profile, StepReport, median, share_of_limit
@@ -43,7 +44,7 @@ def compile(graph: Graph | str | os.PathLike[str], *, threads: int | None = None
         raise ConvwrightError(f'numerics must be "default" or "strict", not {numerics!r}')
     if not isinstance(graph, Graph):
         graph = load_graph(graph)
-    return Model(simplify(graph), check_threads(threads), numerics)
+    return Model(simplify(graph), check_threads(threads), numerics, outline(graph))
 
 
 class Model:
@@ -54,9 +55,10 @@ class Model:
     shape is made at its first use and remembered.
     """
 
-    def __init__(self, graph: Graph, threads: int, numerics: str):
+    def __init__(self, graph: Graph, threads: int, numerics: str, origin: Outline | None = None):
         self.threads, self.numerics = threads, numerics
         self._graph = graph
+        self._origin = outline(graph) if origin is None else origin
         self._target = host_target()
         self._weights = Weights(graph.constants, self._target.vector)
         self._programs: OrderedDict[tuple[tuple[int, ...], ...], Program] = OrderedDict()
@@ -187,6 +189,11 @@ class Model:
         types = ((name, facts.dtype(name), facts.open_shape(name)) for name in self._graph.outputs)
         return {name: ValueInfo(dtype or np.dtype(np.float32), shape or ()) for name, dtype, shape in types}
 
+    @property
+    def outline(self) -> Graph:
+        """The graph that the model was made of, before any rewriting; zeros stand for its large constants."""
+        return self._origin.whole()
+
     def memory(self) -> dict[str, int]:
         """Bytes of the packed weights, of the arena, and the least that the tensors alive at one step need."""
         bound = max((program.liveness_bound for program in self._programs.values()), default=0)
@@ -222,7 +229,7 @@ class Model:
         with self._lock:
             graph = self._graph.copy()
             graph.constants = self._weights.unpacked()
-        return {"graph": graph, "threads": self.threads, "numerics": self.numerics}
+        return {"graph": graph, "threads": self.threads, "numerics": self.numerics, "origin": self._origin}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
