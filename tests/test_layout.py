@@ -7,7 +7,7 @@ import pytest
 
 from convwright.codegen.target import Target
 from convwright.kernels import halo, layout
-from tests.guard import guarded, guarded_empty
+from tests.guard import guarded, guarded_bytes, guarded_empty
 from tests.kernels import call, each_target
 
 NO_BORDER = {"top": 0, "bottom": 0, "left": 0, "right": 0}
@@ -43,7 +43,7 @@ def test_pack_and_unpack_are_the_blocked_layout_and_its_inverse(target: Target, 
         y = guarded_empty(want.size, at_end=end)
         planar = {"image": channels * rows * cols, "plane": rows * cols, "row": cols}
         block = {"image": blocks * rows * cols * v, "plane": rows * cols * v, "row": cols * v}
-        work = {"planes": blocks, "chunks": rows, "chunk_rows": 1, "rows": rows, "cols": cols, **NO_BORDER}
+        work = {"planes": blocks, "chunks": rows, "chunk_rows": 1, "rows": rows, "cols": cols, "places": 0, **NO_BORDER}
         items = images * blocks * rows
 
         def strides(side: str, values: dict[str, int]) -> dict[str, int]:
@@ -61,6 +61,13 @@ def test_pack_and_unpack_are_the_blocked_layout_and_its_inverse(target: Target, 
         call(config, layout.emit, layout.ARGUMENTS, values, items, target, ranges=2)
         np.testing.assert_array_equal(back.reshape(x.shape), x)
 
+        order = rng.permutation(channels)
+        table = guarded_bytes(8 * channels, at_end=end).view(np.int64)
+        table[:] = order * rows * cols
+        config = layout.conversion("unpack", channels, cols, target, placed=True)
+        call(config, layout.emit, layout.ARGUMENTS, {**values, "places": table.ctypes.data}, items, target, ranges=2)
+        np.testing.assert_array_equal(back.reshape(x.shape)[:, order], x)
+
 
 @each_target
 @pytest.mark.parametrize("border", [(0, 0, 0, 0), (1, 1, 1, 1), (3, 2, 0, 17), (0, 1, 2, 0)])
@@ -77,7 +84,7 @@ def test_pad_copies_the_image_and_zeroes_the_border(target: Target, border: tupl
             | {"chunk_rows": -(-height // 2), "rows": rows, "cols": cols}
             | {"x_image": channels * rows * cols, "x_plane": rows * cols, "x_row": cols}
             | {"y_image": channels * height * width, "y_plane": height * width, "y_row": width}
-            | {"top": top, "bottom": bottom, "left": left, "right": right}
+            | {"top": top, "bottom": bottom, "left": left, "right": right, "places": 0}
         )
         call(layout.Layout("pad"), layout.emit, layout.ARGUMENTS, values, images * channels * 2, target, ranges=3)
         np.testing.assert_array_equal(y, want)

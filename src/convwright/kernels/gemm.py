@@ -1,6 +1,6 @@
 """A matrix product as a convolution by columns needs it: weights times columns, plus bias, activations applied.
 
-``y[plane][out][column] = bias[group][out] + sum of w[group][out][r] * b[plane][r][column] over r``, for every plane:
+``y[plane, out][column] = bias[group][out] + sum of w[group][out][r] * b[plane][r][column] over r``, for every plane:
 one group of one image. The columns of a plane are cut into panels of ``cols`` vectors, the rows into tiles of ``outs``
 outputs: the sums of a tile by a panel stay in registers. The order of the loops is that of Goto and van de Geijn
 (Anatomy of High-Performance Matrix Multiplication, ACM TOMS 34(3), 2008): a block of the reduction, within it the
@@ -28,7 +28,8 @@ ARGUMENTS = Arguments(
     "w b bias y",
     # work: item -> (run of panels, part of the tiles); `first`: the panel, counted through all planes, that `b` begins
     # with; block: terms of the reduction that are summed at a time
-    "first panels_here panels run parts part_tiles k_tiles groups out_channels positions reduction block",
+    "first panels_here panels run parts part_tiles k_tiles groups out_channels positions reduction block "
+    "y_image y_group y_out",
 )
 
 
@@ -75,7 +76,7 @@ def emit(tile: GemmTile, target: Target) -> ir.Module:
                 b = k.advance(a.b, (here * a.reduction + start) * width)
             else:
                 b = k.advance(a.b, (plane * a.reduction + start) * a.positions + column)
-            y = k.advance(a.y, plane * a.out_channels * a.positions + column)
+            y = k.advance(a.y, plane // a.groups * a.y_image + group * a.y_group + column)
             bias = k.advance(a.bias, group * a.out_channels)
             w = k.advance(a.w, (group * a.out_channels) * a.reduction)
             left = a.positions - column
@@ -114,7 +115,7 @@ def _tiles(k: Kernel, a: Reader, tile: GemmTile, panel: _Panel, tiles: tuple[Int
 def _tile(k: Kernel, a: Reader, tile: GemmTile, panel: _Panel, out: Int, outs: int) -> None:
     """``outs`` outputs of the panel from ``out`` on."""
     masks = panel.masks
-    rows = [k.advance(panel.y, (out + place) * a.positions) for place in range(outs)]
+    rows = [k.advance(panel.y, (out + place) * a.y_out) for place in range(outs)]
     sums = [[k.variable(k.splat(0.0)) for _ in masks] for _ in range(outs)]
     with k.either(panel.start.equals(0)) as (first, later):
         with first:

@@ -7,6 +7,7 @@ other without a gap on both sides may be joined by the plan into one (``rows = 1
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -17,7 +18,8 @@ from convwright.kernels.arguments import Arguments, Reader
 from convwright.kernels.spans import copy, fill, transpose
 
 ARGUMENTS = Arguments(
-    "x y",
+    # places: what to add for the plane of each channel, where they are in an order of their own
+    "x y places",
     # work: item -> (image, plane, chunk of rows); a plane is a block of channels, or a channel where both are planar
     "planes chunks chunk_rows rows cols x_image x_plane x_row y_image y_plane y_row top bottom left right",
 )
@@ -31,12 +33,14 @@ class Layout:
     whole: some block has all its channels.
     tail: channels of the last block where it is partial, else 0.
     narrow: rows are shorter than a vector.
+    placed: an unpacked channel becomes a plane that a table tells, not the next one.
     """
 
     kind: str
     whole: bool = True
     tail: int = 0
     narrow: bool = False
+    placed: bool = False
 
     @property
     def key(self) -> str:
@@ -46,11 +50,11 @@ class Layout:
         return f"f32-{self.kind}-{self.tail or target.vector}x{target.vector}-{target.name}"
 
 
-def conversion(kind: str, channels: int, cols: int, target: Target) -> Layout:
+def conversion(kind: str, channels: int, cols: int, target: Target, placed: bool = False) -> Layout:
     """The kernel that packs or unpacks ``channels`` channels in rows of ``cols`` pixels."""
     if kind == "pad":
         return Layout(kind)
-    return Layout(kind, channels >= target.vector, channels % target.vector, cols < target.vector)
+    return Layout(kind, channels >= target.vector, channels % target.vector, cols < target.vector, placed)
 
 
 def emit(layout: Layout, target: Target) -> ir.Module:
@@ -65,7 +69,7 @@ def emit(layout: Layout, target: Target) -> ir.Module:
         plane, chunk = item // a.chunks, item % a.chunks
         image, plane = plane // a.planes, plane % a.planes
         x_plane = plane * k.v if layout.kind == "pack" else plane
-        y_plane = plane * k.v if layout.kind == "unpack" else plane
+        y_plane = 0 if layout.placed else plane * k.v if layout.kind == "unpack" else plane
         x = k.advance(a.x, image * a.x_image + x_plane * a.x_plane)
         y = k.advance(a.y, image * a.y_image + y_plane * a.y_plane)
         rows = a.top + a.rows + a.bottom if layout.kind == "pad" else a.rows
@@ -77,11 +81,11 @@ def emit(layout: Layout, target: Target) -> ir.Module:
         elif layout.whole and layout.tail:
             with k.either((plane + 1).equals(a.planes)) as (partial, full):
                 with partial:
-                    _convert_rows(k, a, layout, x, y, first, last, layout.tail)
+                    _convert_rows(k, a, layout, x, y, first, last, layout.tail, plane)
                 with full:
-                    _convert_rows(k, a, layout, x, y, first, last, k.v)
+                    _convert_rows(k, a, layout, x, y, first, last, k.v, plane)
         else:
-            _convert_rows(k, a, layout, x, y, first, last, layout.tail or k.v)
+            _convert_rows(k, a, layout, x, y, first, last, layout.tail or k.v, plane)
     return k.finish()
 
 
@@ -100,17 +104,26 @@ def _pad_row(k: Kernel, a: Reader, x: ir.Value, y: ir.Value, row: Int) -> None:
 
 
 def _convert_rows(
-    k: Kernel, a: Reader, layout: Layout, x: ir.Value, y: ir.Value, first: Integer, last: Integer, lanes: int
-) -> None:
-    """Rows ``first <= row < last`` of one block that has ``lanes`` channels."""
-    tile = _pack_tile if layout.kind == "pack" else _unpack_tile
+    k: Kernel, a: Reader, layout: Layout, x: ir.Value, y: ir.Value, first: Integer, last: Integer, lanes: int,
+    plane: Int,
+) -> None:  # fmt: skip
+    """Rows ``first <= row < last`` of block ``plane``, which has ``lanes`` channels."""
+
+    def tile(x: ir.Value, y: ir.Value, left: Integer, cols: Int | None) -> None:
+        if layout.kind == "pack":
+            _pack_tile(k, a, x, y, left, lanes, cols)
+        elif layout.placed:
+            _unpack_tile(k, x, y, left, [k.load_int(a.places, plane * k.v + lane) for lane in range(lanes)], cols)
+        else:
+            _unpack_tile(k, x, y, left, [a.y_plane * lane for lane in range(lanes)], cols)
+
     with k.loop(first, last) as row:
         x_row, y_row = k.advance(x, row * a.x_row), k.advance(y, row * a.y_row)
         if layout.narrow:
-            tile(k, a, x_row, y_row, 0, lanes, a.cols)
+            tile(x_row, y_row, 0, a.cols)
         else:
             with k.loop(0, a.cols, k.v) as col:
-                tile(k, a, x_row, y_row, k.minimum(col, a.cols - k.v), lanes, None)
+                tile(x_row, y_row, k.minimum(col, a.cols - k.v), None)
 
 
 def _pack_tile(k: Kernel, a: Reader, x: ir.Value, y: ir.Value, left: Integer, lanes: int, cols: Int | None) -> None:
@@ -127,12 +140,12 @@ def _pack_tile(k: Kernel, a: Reader, x: ir.Value, y: ir.Value, left: Integer, la
                 k.store(vector, y, place)
 
 
-def _unpack_tile(k: Kernel, a: Reader, x: ir.Value, y: ir.Value, left: Integer, lanes: int, cols: Int | None) -> None:
-    """The way back: pixels past ``cols`` are read from the last one and not stored."""
+def _unpack_tile(k: Kernel, x: ir.Value, y: ir.Value, left: Integer, planes: Sequence[Int], cols: Int | None) -> None:
+    """The way back, channels to ``planes``: pixels past ``cols`` are read from the last one and not stored."""
     mask = None if cols is None else k.mask(0, cols)
     pixels = []
     for pixel in range(k.v):
         at = left + pixel if cols is None else k.minimum(pixel, cols - 1)
         pixels.append(k.load(x, at * k.v))
-    for lane, vector in enumerate(transpose(k, pixels)[:lanes]):
-        k.store(vector, y, a.y_plane * lane + left, mask)
+    for place, vector in zip(planes, transpose(k, pixels), strict=False):
+        k.store(vector, y, place + left, mask)

@@ -43,7 +43,7 @@ ARGUMENTS = Arguments(
     # work: item -> (image, chunk of groups, part of the output tiles, strip of slices, strip of rows)
     "groups chunk_groups chunks parts slice_strips strip_slices strips strip_rows "
     "grid_slices grid_rows grid_cols out_slices out_rows out_cols "
-    "x_image x_channel x_slice x_row y_image y_channel y_slice "
+    "x_image x_channel x_slice x_row y_image y_group y_channel y_slice "
     "channels out_channels stage_slices slice_step stage_rows row_step pitch plane slice channel "
     "col_step col_low body_start body_stop k_tiles part_tiles "
     "phase_slices phase_rows phase_cols out_at out_plane scratch_thread",
@@ -112,7 +112,7 @@ def emit(tile: PlanarTile, target: Target) -> ir.Module:
         front = k.smaller(slice_strip * a.strip_slices, a.grid_slices - a.strip_slices)
         with k.loop(first_group, k.minimum(first_group + a.chunk_groups, a.groups)) as group:
             stage(k, a, tile, k.advance(a.x, image * a.x_image + group * a.channels * a.x_channel), scratch, front, top)
-            y = k.advance(a.y, image * a.y_image + group * a.out_channels * a.y_channel)
+            y = k.advance(a.y, image * a.y_image + group * a.y_group)
             start = part * a.part_tiles
             with k.loop(start, k.minimum(start + a.part_tiles, a.k_tiles)) as k_tile:
                 w = (group * a.k_tiles + k_tile) * a.channels * (tile.outs * (len(tile.column) or 1))

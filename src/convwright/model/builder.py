@@ -69,6 +69,7 @@ class Builder:
         self.steps: list[Step] = []
         self.layer: Layer | None = None
         self.halos: dict[str, Halo] = {}
+        self.consumers = {name for layer in layers for name in layer.reads}
         self.problems: dict[int, Problem] = {}  # of convolution layers, by id
         self.parents: dict[str, tuple[str, int]] = {}  # value -> (concatenation it is a part of, first channel)
         self.values: dict[tuple[str, bool], Value] = {}
@@ -93,7 +94,10 @@ class Builder:
         """The value as a row-major array; converted if it is blocked."""
         if (name, False) not in self.values:
             constant = self.constant(name)
-            self.values[name, False] = self._static(constant) if constant is not None else self._unpacked(name)
+            if constant is None:
+                self.unpack(name, name)
+            else:
+                self.values[name, False] = self._static(constant)
         return self.values[name, False]
 
     def blocked(self, name: str) -> Value:
@@ -202,16 +206,23 @@ class Builder:
         self._convert("pack", tile, source, value, rows, cols, high * wide)
         return value
 
-    def _unpacked(self, name: str) -> Value:
-        source = self.values[name, True]
+    def unpack(self, of: str, name: str, places: np.ndarray | None = None) -> None:
+        """Define ``name`` as the blocked value ``of`` as a row-major array.
+
+        ``places``: the channel of the array that each of the source's becomes; None: its own.
+        """
+        source = self.values[of, True]
         value = self.plain_room(source.shape, _FLOAT, self._plain_buffer(name))
         high, wide = source.size
         rows, cols = (1, high * wide) if source.flat else (high, wide)
-        tile = layout_kernels.conversion("unpack", source.channels, cols, self.target)
-        self._convert("unpack", tile, source, value, rows, cols, high * wide)
-        return value
+        tile = layout_kernels.conversion("unpack", source.channels, cols, self.target, places is not None)
+        table = None if places is None else self.static(places.astype(np.int64) * (high * wide))
+        self._convert("unpack", tile, source, value, rows, cols, high * wide, table)
+        self.values[name, False] = value
 
-    def _convert(self, name: str, tile: Any, x: Value, y: Value, rows: int, cols: int, plane: int) -> None:
+    def _convert(
+        self, name: str, tile: Any, x: Value, y: Value, rows: int, cols: int, plane: int, places: Ref | None = None
+    ) -> None:  # fmt: skip
         blocks = blocks_of(x.channels, self.v)
         chunks = min(rows, max(1, self.threads * 2 // max(1, x.n * blocks)))
         chunk_rows = -(-rows // chunks)
@@ -225,7 +236,7 @@ class Builder:
         pieces = -(-rows // chunk_rows)
         arguments = {
             "x": x.ref, "y": y.ref, "planes": blocks, "chunks": pieces, "chunk_rows": chunk_rows,
-            "rows": rows, "cols": cols, "top": 0, "bottom": 0, "left": 0, "right": 0, **sides,
+            "rows": rows, "cols": cols, "top": 0, "bottom": 0, "left": 0, "right": 0, "places": places or 0, **sides,
         }  # fmt: skip
         items = x.n * blocks * pieces
         self.step(name, layout_kernels, tile, arguments, items, [x], [y], why="layout")
@@ -253,7 +264,7 @@ class Builder:
                 "chunk_rows": chunk_rows, "rows": high, "cols": wide,
                 "x_image": channels * high * wide, "x_plane": high * wide, "x_row": wide,
                 "y_image": value.image, "y_plane": plane, "y_row": row,
-                "top": top, "bottom": bottom, "left": left, "right": right,
+                "top": top, "bottom": bottom, "left": left, "right": right, "places": 0,
             }  # fmt: skip
             tile = layout_kernels.conversion("pad", channels, wide, self.target)
             items = n * channels * pieces

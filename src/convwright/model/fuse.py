@@ -26,12 +26,14 @@ class Layer:
     - ``output``: the value that the layer defines (the last fused operator's, where something is fused).
     - ``epilogue``: what is applied to each element before it is stored, in order (see ``kernels.activations``).
     - ``residual``: name of the value that is added, "" where there is none.
+    - ``shuffle``: the groups of a channel shuffle of what the node and the epilogue give, 0 where there is none.
     """
 
     node: Node
     output: str
     epilogue: tuple[tuple[Any, ...], ...] = ()
     residual: str = ""
+    shuffle: int = 0
     fused: list[Node] = field(default_factory=list)
 
     @property
@@ -133,6 +135,12 @@ def layers_of(graph: Graph, types: Inferred, known: frozenset[str] | set[str] = 
                 layer.epilogue += (activation,)
                 move(layer, node)
                 continue
+        if node.op == "ChannelShuffle" and len(types[node.inputs[0]].shape) in (3, 4):
+            layer = can_take(node.inputs[0])
+            if layer is not None and layer.op in OPERATORS and not layer.residual and not layer.shuffle:
+                layer.shuffle = node.attributes["groups"]
+                move(layer, node)
+                continue
         if node.op == "Add" and not node.domain:
             pair = _residual_pair(node, can_take, place, types)
             if pair is not None:
@@ -171,6 +179,6 @@ def _residual_pair(node: Node, can_take: Any, place: dict[str, int], types: Infe
         layer = can_take(name)
         if layer is None or layer.op not in ("Conv", "Gemm"):
             continue
-        if not layer.residual and other not in types.constants:
+        if not layer.residual and not layer.shuffle and other not in types.constants:
             return layer, other
     return None

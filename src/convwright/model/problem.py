@@ -34,6 +34,7 @@ class Problem:
     - `plain_input`, `plain_output`: whether the neighbours hold these tensors row-major, so that channel blocks cost
       a conversion.
     - `residual`: whether a tensor is added to the output.
+    - `shuffle`: the groups of a channel shuffle of the output; 0: none.
     - `algorithm`: the name that the caller asks for, "auto" where any will do.
     """
 
@@ -47,6 +48,7 @@ class Problem:
     plain_input: bool = False
     plain_output: bool = False
     residual: bool = False
+    shuffle: int = 0
     algorithm: str = "auto"
 
     @property
@@ -57,6 +59,12 @@ class Problem:
     def element(self) -> str:
         """What kernels call the data type: "f32" or "f64"."""
         return "f64" if self.dtype == np.float64 else "f32"
+
+    @property
+    def by_group(self) -> bool:
+        """Whether a shuffle, if there is one, is of the convolution's own groups: channel c of group g, of G groups, is
+        output c G + g."""
+        return self.shuffle in (0, self.spec.groups)
 
     @property
     def macs(self) -> int:
@@ -77,6 +85,7 @@ class Algorithm:
     - `error_bound`: of the largest output value in float32, what a result may differ from the exact sum by.
     - `lower`: adds the layer's steps to a plan.
     - `halo`: zeros that it wants around a blocked input, where they are not the convolution's padding.
+    - `shuffles`: whether it stores output channels in the order of a shuffle of the convolution's own groups.
     """
 
     name: str
@@ -89,6 +98,7 @@ class Algorithm:
     error_bound: Callable[[Problem], float]
     lower: Callable[[Builder, Layer, Problem], None]
     halo: Callable[[Problem], Halo] | None = None
+    shuffles: bool = False
 
 
 def problem_of(b: Builder, layer: Layer) -> Problem:
@@ -112,6 +122,7 @@ def _problem_of(b: Builder, layer: Layer) -> Problem:
         plain_input=node.inputs[0] in b.graph.inputs,
         plain_output=layer.output in b.graph.outputs,
         residual=bool(layer.residual),
+        shuffle=layer.shuffle,
         algorithm=node.attributes.get("algorithm", "auto"),
     )
 

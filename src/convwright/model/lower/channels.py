@@ -77,24 +77,35 @@ def lower_split(b: Builder, layer: Layer) -> None:
     start = 0
     for name, count in zip(layer.node.outputs, split_sizes(scope_of(b), layer.node), strict=True):
         if name:
-            _take(b, layer, name, np.arange(start, start + count))
+            _take(b, layer.node.inputs[0], name, np.arange(start, start + count))
         start += count
 
 
 def lower_slice(b: Builder, layer: Layer) -> None:
     start, stop, step = slice_ranges(scope_of(b), layer.node)[1]
-    _take(b, layer, layer.output, np.arange(start, stop, step))
+    _take(b, layer.node.inputs[0], layer.output, np.arange(start, stop, step))
 
 
 def lower_shuffle(b: Builder, layer: Layer) -> None:
     """Channels (G, C/G) to (C/G, G)."""
-    channels, groups = b.shape(layer.output)[1], layer.node.attributes["groups"]
-    _take(b, layer, layer.output, np.arange(channels).reshape(groups, -1).T.reshape(-1))
+    shuffle(b, layer.node.inputs[0], layer.output, layer.node.attributes["groups"])
 
 
-def _take(b: Builder, layer: Layer, name: str, channels: np.ndarray) -> None:
+def shuffle(b: Builder, source: str, name: str, groups: int) -> None:
+    """Define ``name`` as the channels (G, C/G) of ``source`` in the order (C/G, G).
+
+    Where channel blocks become an output of the graph, the conversion stores each channel where it belongs.
+    """
+    channels = b.shape(name)[1]
+    if not b.is_plain(source) and name in b.graph.outputs and name not in b.consumers:
+        b.unpack(source, name, np.arange(channels).reshape(-1, groups).T.reshape(-1))
+    else:
+        _take(b, source, name, np.arange(channels).reshape(groups, -1).T.reshape(-1))
+
+
+def _take(b: Builder, source: str, name: str, channels: np.ndarray) -> None:
     """Define ``name`` as a choice of the input's channels: a view where they are whole blocks, else a copy."""
-    x = b.blocked(layer.node.inputs[0])
+    x = b.blocked(source)
     first = int(channels[0])
     in_order = bool((channels == np.arange(first, first + len(channels))).all())
     if in_order and first % b.v == 0 and name not in b.parents:

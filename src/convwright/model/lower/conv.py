@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -11,7 +12,7 @@ from convwright.errors import ConvwrightError
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
-from convwright.model.lower import depthwise, direct, fft, im2col, planar, subpixel, transposed, winograd
+from convwright.model.lower import channels, depthwise, direct, fft, im2col, planar, subpixel, transposed, winograd
 from convwright.model.problem import Algorithm, Problem, choose, problem_of
 from convwright.model.values import Halo
 from convwright.runtime.machine import caches
@@ -30,6 +31,7 @@ ROWS: tuple[Algorithm, ...] = (
 
 # Of a vector that changes between row-major and channel blocks, where the tensor fits the second-level cache or not.
 _CONVERSION_CYCLES, _FAR_CONVERSION_CYCLES = 1.0, 3.0
+_SHUFFLE_CYCLES = 10.0  # of a vector whose lanes come from several channel blocks
 
 
 def conversion_cycles(row: Algorithm, p: Problem) -> float:
@@ -37,14 +39,26 @@ def conversion_cycles(row: Algorithm, p: Problem) -> float:
     cycles = 0.0
     if p.plain_input == row.blocked and not (row is direct.ROW and direct.reads_planes(p)):
         cycles += _conversion(p, p.spec.in_channels * math.prod(p.size))
+    outputs = p.spec.out_channels * math.prod(p.out_size)
     if p.plain_output == row.blocked:
-        cycles += _conversion(p, p.spec.out_channels * math.prod(p.out_size))
+        cycles += _conversion(p, outputs)
+    if p.shuffle and not shuffles(row, p):
+        # Where blocks become row-major, the shuffle is in the addresses.
+        steps = 0 if row.blocked and p.plain_output else 1
+        cycles += steps * outputs * p.batch / p.target.vector * _SHUFFLE_CYCLES
+        if not row.blocked:
+            cycles += _conversion(p, outputs) * (2 if p.plain_output else 1)
     return cycles / p.threads
 
 
 def _conversion(p: Problem, elements: int) -> float:
     far = elements * p.batch * np.dtype(p.dtype).itemsize > caches().l2
     return elements * p.batch / p.target.vector * (_FAR_CONVERSION_CYCLES if far else _CONVERSION_CYCLES)
+
+
+def shuffles(row: Algorithm, p: Problem) -> bool:
+    """Whether the row's steps do the shuffle that the problem asks for."""
+    return row.shuffles and p.by_group and not p.spec.transposed
 
 
 def cost(row: Algorithm, p: Problem) -> float:
@@ -89,4 +103,10 @@ def needs_halo(b: Builder, layer: Layer) -> dict[str, Halo]:
 
 def lower(b: Builder, layer: Layer) -> None:
     p = problem_of(b, layer)
-    algorithm_of(p).lower(b, layer, p)
+    row = algorithm_of(p)
+    if not p.shuffle or shuffles(row, p):
+        row.lower(b, layer, p)
+        return
+    inner = replace(layer, output=layer.node.outputs[0], shuffle=0)
+    row.lower(b, inner, replace(p, shuffle=0))
+    channels.shuffle(b, inner.output, layer.output, p.shuffle)

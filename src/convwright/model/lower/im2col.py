@@ -219,6 +219,7 @@ def _multiply(
     tile = gemm.GemmTile(
         f.tile_outs, f.cols, f.outs - (f.tiles - 1) * f.tile_outs, f.rest_cols, f.packed, p.element, epilogue
     )  # fmt: skip
+    shuffled = p.shuffle > 0
     run, part_tiles = _cut(p, f, here, b.threads)
     runs, parts = -(-here // run), -(-f.tiles // part_tiles)
     w, columns, bias, y = ends
@@ -226,6 +227,8 @@ def _multiply(
         "w": w, "b": columns, "bias": bias, "y": y, "first": first, "panels_here": here, "panels": f.panels,
         "run": run, "parts": parts, "part_tiles": part_tiles, "k_tiles": f.tiles, "groups": p.spec.groups,
         "out_channels": f.outs, "positions": f.positions, "reduction": f.reduction, "block": f.block,
+        "y_image": p.spec.groups * f.outs * f.positions, "y_group": f.positions if shuffled else f.outs * f.positions,
+        "y_out": f.positions * p.spec.groups if shuffled else f.positions,
     }  # fmt: skip
     why = f"product of {f.outs} x {f.reduction} x {f.positions}: {f.tile_outs} outputs by {f.cols} vectors"
     b.step(tile.name(b.target), gemm, tile, arguments, runs * parts, *touched, why, macs)
@@ -308,5 +311,6 @@ def _three(axes: Any) -> tuple[Axis, Axis, Axis]:
 
 
 ROW = Algorithm(
-    "im2col", "gemm", False, _why_not, _cycles, direct.multiplications, _workspace, direct.error_of_sum, _lower
+    "im2col", "gemm", False, _why_not, _cycles, direct.multiplications, _workspace, direct.error_of_sum, _lower,
+    shuffles=True,
 )  # fmt: skip

@@ -329,6 +329,7 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
     cols = np.full(form.pitch * wide.step, -1, np.int64)
     cols[: min(len(wide.sources), len(cols))] = wide.sources[: len(cols)]
     size, out_size = (1, 1, *p.size)[-3:], (1, 1, *p.out_size)[-3:]
+    plane = math.prod(out_size)
     strips, slice_strips = -(-high.grid // form.strip_rows), -(-deep.grid // form.strip_slices)
     k_tiles = -(-form.out_channels // tile.outs)
     chunks = -(-form.groups // form.chunk_groups)
@@ -346,7 +347,9 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
         "out_rows": out_size[1], "out_cols": out_size[2],
         "x_image": x.image or spec.in_channels * math.prod(size), "x_channel": math.prod(size),
         "x_slice": size[1] * size[2], "x_row": size[2],
-        "y_image": y.image or spec.out_channels * math.prod(out_size), "y_channel": math.prod(out_size),
+        "y_image": y.image or spec.out_channels * plane,
+        "y_group": plane if p.shuffle else form.out_channels * plane,
+        "y_channel": plane * form.groups if p.shuffle else plane,
         "y_slice": out_size[1] * out_size[2],
         "channels": form.channels, "out_channels": form.out_channels,
         "stage_slices": form.stage_slices, "slice_step": deep.step,
@@ -439,5 +442,6 @@ def _unpack(packed: np.ndarray, p: Problem, form: Form, places: list[np.ndarray]
 
 
 ROW = Algorithm(
-    "direct", "planes", False, _why_not, _cycles, direct.multiplications, _workspace, direct.error_of_sum, _lower
-)
+    "direct", "planes", False, _why_not, _cycles, direct.multiplications, _workspace, direct.error_of_sum, _lower,
+    shuffles=True,
+)  # fmt: skip

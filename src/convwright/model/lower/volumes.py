@@ -95,7 +95,7 @@ def _convert(
             id(plain): Ref(plain.buffer, plain.offset + 4 * image * volume.channels * math.prod(size)),
         }
         arguments: dict[str, int | Ref] = {
-            "x": places[id(x)], "y": places[id(y)], "planes": blocks, "chunks": 1, "chunk_rows": rows,
+            "x": places[id(x)], "y": places[id(y)], "places": 0, "planes": blocks, "chunks": 1, "chunk_rows": rows,
             "rows": rows, "cols": cols, "top": 0, "bottom": 0, "left": 0, "right": 0,
         }  # fmt: skip
         for side, value in (("x", x), ("y", y)):
