@@ -19,6 +19,7 @@ from convwright.graph.shapes import Inferred, infer
 from convwright.spec import Spec
 
 if TYPE_CHECKING:
+    from convwright.cost.receptive_field import ReceptiveField
     from convwright.model import Model
 
 Shapes = Mapping[str, Iterable[int]] | Sequence[int]
@@ -45,9 +46,9 @@ def cost(
     - `input_size`: of a convolution, one int an axis; or give `shapes` with batch and channels.
     - `batch`: the first size of every input; 1 by default where the network leaves it open.
     - `dtype`: of a convolution's tensors.
-    - `by`: the rows shown: "layer", "kind", or "block" of layers, from the names of nodes.
-    - `sort`: a figure, such as "macs", by which rows are shown, the largest first.
-    - `depth`: how many parts of the path name a block.
+    - `by`: the rows shown: "layer", "kind", "block" (from the names of nodes), or "tree": blocks within blocks.
+    - `sort`: a figure, such as "macs", by which rows are sorted, the largest first.
+    - `depth`: how many parts of a node's path name a block.
 
     Raises ConvwrightError for sizes that stay open or do not fit, and for an operator whose output nobody knows.
 
@@ -64,16 +65,28 @@ def cost(
         raise ConvwrightError(f"sort must be one of {', '.join(map(repr, FIGURES))}, got {sort!r}")
     graph, given = graph_of(subject, shapes, input_size, batch, dtype)
     types = infer(graph, given)
-    layers, not_counted = layers_of(graph, types)
+    fields = _fields(graph, types)
+    layers, not_counted = layers_of(graph, types, fields)
     inputs = ", ".join(f"{name} {'x'.join(map(str, types[name].shape))}" for name in graph.inputs)
     title = f"{graph.name or 'network'} ({inputs})"
-    found = Cost(title, layers, group_of("total", layers), not_counted, by, sort, depth)
+    found = Cost(title, layers, group_of(("total",), layers), not_counted, by, sort, depth)
     found.rows  # noqa: B018  # an impossible depth is an error here, not when it is printed
     return found
 
 
-def layers_of(graph: Graph, types: Inferred) -> tuple[tuple[Layer, ...], tuple[NotCounted, ...]]:
-    """The layers of a graph whose values have these types, and what of them is not counted."""
+def _fields(graph: Graph, types: Inferred) -> Mapping[str, ReceptiveField]:
+    """Receptive fields by value, none where no input has spatial axes."""
+    if not any(types[name].rank >= 3 for name in graph.inputs):
+        return {}
+    from convwright.cost.receptive_field import receptive_fields
+
+    return receptive_fields(graph, inferred=types)
+
+
+def layers_of(
+    graph: Graph, types: Inferred, fields: Mapping[str, ReceptiveField]
+) -> tuple[tuple[Layer, ...], tuple[NotCounted, ...]]:
+    """The layers of a graph whose values have these types and receptive fields, and what of them is not counted."""
     constants = Constants(graph, types)
     views: dict[str, str] = {}
     nodes = []
@@ -88,7 +101,7 @@ def layers_of(graph: Graph, types: Inferred) -> tuple[tuple[Layer, ...], tuple[N
     layers, not_counted = [], []
     for node, alive in zip(nodes, bytes_alive(graph, nodes, views, sizes), strict=True):
         count = _count(View(node, types, constants.fixed))
-        layer = _layer(node, count, constants.weights(node), sizes, types, alive)
+        layer = _layer(node, count, constants.weights(node), sizes, types, alive, fields)
         layers.append(layer)
         if count.reason is not None:
             not_counted.append(NotCounted(layer.name, node.op, count.reason, count.estimate))
@@ -119,8 +132,9 @@ def _count(view: View) -> Count:
 
 
 def _layer(
-    node: Node, count: Count, weights: Mapping[str, Weight], sizes: Mapping[str, int], types: Inferred, alive: int
-) -> Layer:
+    node: Node, count: Count, weights: Mapping[str, Weight], sizes: Mapping[str, int], types: Inferred, alive: int,
+    fields: Mapping[str, ReceptiveField],
+) -> Layer:  # fmt: skip
     outputs = [name for name in node.outputs if name]
     inputs = tuple(dict.fromkeys(name for name in node.inputs if name in sizes))
     written = sum(sizes.get(name, 0) for name in outputs)
@@ -145,6 +159,7 @@ def _layer(
         output=outputs[0],
         input_shape=types[inputs[0]].shape if inputs else (),  # type: ignore[arg-type]
         output_shape=types[outputs[0]].shape,  # type: ignore[arg-type]
+        receptive_field=fields.get(outputs[0]),
         weights=weights,
     )
 

@@ -6,13 +6,16 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convwright.cost.blocks import Path, block_paths
 from convwright.cost.weights import Weight
 from convwright.errors import ConvwrightError
 
-GROUPINGS = ("layer", "kind", "block")
+if TYPE_CHECKING:
+    from convwright.cost.receptive_field import ReceptiveField
+
+GROUPINGS = ("layer", "kind", "block", "tree")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class Layer(Figures):
       "quantisation", "movement" or "not counted".
     - `inputs`, `output`: names of the activations that it reads, and of the first that it writes.
     - `input_shape`, `output_shape`: of the first of each, the batch included.
+    - `receptive_field`: what its output depends on of the network's input, None where that has no spatial axes.
     """
 
     name: str
@@ -81,14 +85,16 @@ class Layer(Figures):
     output: str
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    receptive_field: ReceptiveField | None
     weights: Mapping[str, Weight] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Group(Figures):
-    """Layers that are summed: all of one kind, or of one block."""
+    """Layers that are summed: all of one kind, or of one block, whose path of modules is `path`."""
 
     name: str
+    path: Path
     layers: tuple[Layer, ...] = field(repr=False)
 
 
@@ -142,29 +148,33 @@ class Cost:
 
     def groups(self, by: str, depth: int | None = None) -> tuple[Group, ...]:
         """The layers summed by "kind" or by "block", in the order in which the first of each runs."""
+        keys: list[Path]
         if by == "kind":
-            keys = [layer.kind for layer in self.layers]
+            keys = [(layer.kind,) for layer in self.layers]
         elif by == "block":
-            keys = [".".join(path) for path in self._blocks(depth)]
+            keys = self._blocks(depth)
         else:
             raise ConvwrightError(f"by must be 'kind' or 'block', got {by!r}")
-        found: dict[str, list[Layer]] = {}
+        found: dict[Path, list[Layer]] = {}
         for key, layer in zip(keys, self.layers, strict=True):
             found.setdefault(key, []).append(layer)
-        return tuple(group_of(name, layers) for name, layers in found.items())
+        return tuple(group_of(path, layers) for path, layers in found.items())
 
-    def tree(self, depth: int | None = None) -> tuple[tuple[Path, Group], ...]:
-        """Every block, before the blocks that it consists of, with its path; `depth`: how deep, all levels by default.
+    def tree(self, depth: int | None = None, sort: str | None = None) -> tuple[Group, ...]:
+        """Every block, before the blocks that it consists of, whose figures are part of its own.
 
-        A block's figures hold those of the blocks inside it.
+        - `depth`: how deep, all levels by default.
+        - `sort`: a figure by which the blocks inside a block are sorted, the largest first.
         """
         found: dict[Path, list[Layer]] = {}
         for path, layer in zip(self._blocks(depth), self.layers, strict=True):
             for length in range(1, len(path) + 1):
                 found.setdefault(path[:length], []).append(layer)
+        groups = {path: group_of(path, layers) for path, layers in found.items()}
         first = {path: number for number, path in enumerate(found)}
-        order = sorted(found, key=lambda path: [first[path[:length]] for length in range(1, len(path) + 1)])
-        return tuple((path, group_of(".".join(path), found[path])) for path in order)
+        places = {path: (-getattr(group, sort) if sort else 0, first[path]) for path, group in groups.items()}
+        order = sorted(found, key=lambda path: [places[path[:length]] for length in range(1, len(path) + 1)])
+        return tuple(groups[path] for path in order)
 
     def _blocks(self, depth: int | None) -> list[Path]:
         if depth is not None and (not isinstance(depth, int) or depth < 1):
@@ -174,6 +184,8 @@ class Cost:
     @cached_property
     def rows(self) -> tuple[Layer, ...] | tuple[Group, ...]:
         """What the table shows: layers or groups, sorted as `cost` was asked."""
+        if self.by == "tree":
+            return self.tree(self.depth, self.sort)
         rows: Any = self.layers if self.by == "layer" else self.groups(self.by, self.depth)
         if self.sort is not None:
             rows = tuple(sorted(rows, key=lambda row: -getattr(row, str(self.sort))))
@@ -187,8 +199,8 @@ class Cost:
     def to_dict(self) -> dict[str, Any]:
         """Plain values: `title`, `total`, `layers`, `not_counted`, and `groups` where it is summed by kind or block.
 
-        The total has the figures by name; a layer has its `name`, `op`, `kind` and shapes as well, and `shares` of the
-        total.
+        The total has the figures by name; a layer has its `name`, `op`, `kind`, shapes and receptive field as well, and
+        `shares` of the total.
         """
         rows = [self._row(row) for row in self.rows]
         layers = rows if self.by == "layer" else [self._row(layer) for layer in self.layers]
@@ -205,15 +217,29 @@ class Cost:
             named |= {"input_shape": list(row.input_shape), "output_shape": list(row.output_shape)}
         else:
             named["layers"] = len(row.layers)
-        return named | row.figures() | {"shares": {name: self.share(row, name) for name in SHARES}}
+        named |= row.figures() | {"shares": {name: self.share(row, name) for name in SHARES}}
+        if isinstance(row, Layer):
+            named["receptive_field"] = None if row.receptive_field is None else row.receptive_field.to_dict()
+        return named
 
     def records(self) -> list[dict[str, Any]]:
-        """The rows with one plain value a column: shapes as `1x3x224x224`, shares as `share_macs` and so on."""
+        """The rows with one plain value a column.
+
+        Shapes as `1x3x224x224`, shares as `share_macs` and so on, the receptive field's size, stride, padding and
+        centre as `receptive_field`, `effective_stride`, `effective_padding` and `centre`.
+        """
         records = []
-        for row in self.to_dict()["layers" if self.by == "layer" else "groups"]:
-            shares = {f"share_{name}": value for name, value in row.pop("shares").items()}
-            flat = {key: "x".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()}
+        for row in self.rows:
+            named = self._row(row)
+            shares = {f"share_{name}": value for name, value in named.pop("shares").items()}
+            named.pop("receptive_field", None)
+            flat = {key: _by(value) if isinstance(value, list) else value for key, value in named.items()}
             records.append(flat | shares)
+            if isinstance(row, Layer):
+                seen = row.receptive_field
+                parts = ("size", "stride", "padding", "centre")
+                values = ("" if seen is None else _by(getattr(seen, part)) for part in parts)
+                records[-1] |= zip(_FIELD_COLUMNS, values, strict=True)
         return records
 
     def to_pandas(self) -> Any:
@@ -248,12 +274,19 @@ class Cost:
         return text(self)
 
     def __rich__(self) -> Any:
-        from convwright.cost.show import table
+        from convwright.cost.show import Shown
 
-        return table(self)
+        return Shown(self)
 
 
-def group_of(name: str, layers: Iterable[Layer]) -> Group:
+_FIELD_COLUMNS = ("receptive_field", "effective_stride", "effective_padding", "centre")
+
+
+def _by(sizes: Iterable[Any]) -> str:
+    return "x".join(map(str, sizes))
+
+
+def group_of(path: Path, layers: Iterable[Layer]) -> Group:
     """The sum of layers, each constant once, with the peak of any of them."""
     layers = tuple(layers)
     weights: dict[str, Weight] = {}
@@ -269,6 +302,7 @@ def group_of(name: str, layers: Iterable[Layer]) -> Group:
         bytes_activations=sum(layer.bytes_activations for layer in layers),
         bytes_moved=sum(layer.bytes_moved for layer in layers),
         bytes_peak=max((layer.bytes_peak for layer in layers), default=0),
-        name=name,
+        name=".".join(path),
+        path=path,
         layers=layers,
     )

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 
@@ -100,7 +100,7 @@ class Explanation(Report):
         return render(self.table(explain=True))
 
 
-def render(table: Table) -> str:
+def render(table: RenderableType) -> str:
     """The table as text: as wide as the terminal, or as it needs to be where there is none."""
     text = StringIO()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
