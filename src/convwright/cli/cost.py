@@ -10,7 +10,12 @@ from convwright.cli.options import input_shapes, json_option, model_argument, pr
 @click.option("--by", default="layer", show_default=True, help="Rows: layer, kind, block of layers, or tree of blocks.")
 @click.option("--sort", metavar="FIGURE", help="Largest first: macs, parameters, elementwise, bytes_moved, ...")
 @click.option("--depth", type=int, metavar="N", help="How many parts of the path name a block.")
-@click.option("--batch", type=int, metavar="N", help="The first size of every input.  [default: as declared, else 1]")
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    metavar="N",
+    help="The first size of every input.  [default: as declared, else 1]",
+)
 @click.option("--csv", "table", metavar="FILE", type=click.Path(dir_okay=False), help="Write the rows to a CSV file.")
 @shape_option
 @json_option
