@@ -234,7 +234,7 @@ def _spatial(graph: Graph, input: str, rank: int) -> tuple[int, ...]:
     orders = {tuple(node.get("perm") or ()) if node.op == "Transpose" else () for node in graph.nodes
               if input in node.inputs and node.op not in ("Shape", "Size")}  # fmt: skip
     order = orders.pop() if len(orders) == 1 else ()
-    return tuple(order[2:]) if order else tuple(range(2, rank))
+    return tuple(sorted(order[2:])) if order else tuple(range(2, rank))
 
 
 def receptive_fields(
@@ -299,6 +299,8 @@ def _field(input: str, seen: Seen) -> ReceptiveField:
             axes.append(AxisField.of(Reach(0, (ends,))))
         local.append(moving or axes[-1])
     remarks = seen.remarks
+    if not all(axis.reach.exact for axis in (*axes, *local)):
+        remarks = (*remarks, "the field may be larger than what is seen: paths or phases that differ are held by one")
     if not through:
         return ReceptiveField(input, tuple(axes), None, remarks, seen.disagreements)
     field = ReceptiveField(input, tuple(local))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import gcd, prod
 from typing import Literal, Self, TypedDict, Unpack
 
 from convwright.errors import ConvwrightError
@@ -240,7 +240,8 @@ class ConvSpec(Spec):
     def receptive_field(self) -> tuple[int, ...]:
         """The most input elements that an output depends on, along each axis.
 
-        The effective kernel; a transposed convolution's outputs meet every stride-th element of it.
+        The effective kernel; of a transposed convolution an output meets the taps that lie a multiple of the stride
+        apart, and the outputs that meet most count.
 
         >>> ConvSpec(1, 1, (3,), dilation=2).receptive_field
         (5,)
@@ -249,7 +250,11 @@ class ConvSpec(Spec):
         """
         if not self.transposed:
             return self.effective_kernel
-        return tuple(-(-span // step) for span, step in zip(self.effective_kernel, self.stride, strict=True))
+        sizes = []
+        for taps, step, gap in zip(self.kernel, self.stride, self.dilation, strict=True):
+            apart = step // gcd(step, gap)
+            sizes.append((taps - 1) // apart * apart * gap // step + 1)
+        return tuple(sizes)
 
     @property
     def parameters(self) -> int:
