@@ -177,7 +177,7 @@ def test_a_table_fits_its_terminal_and_cuts_no_number(by: str) -> None:
         assert max(map(len, text.splitlines())) <= width
     assert "FLOPs" in shown(cost, 70).splitlines()[2]
     assert "elementwise" not in shown(cost, 70)
-    for part in ("parameters", "MACs", "FLOPs", "share", "elementwise", "FLOPs/B", "total"):
+    for part in ("parameters", "MACs", "FLOPs", "of MACs", "elementwise", "FLOPs/B", "total"):
         assert part in shown(cost, 200)
     assert str(cost).splitlines()[0].strip() == "residual (x 1x3x16x16)"
     exact = f"{cost.total.macs:,} MACs, {2 * cost.total.macs:,} FLOPs (2 a MAC)"

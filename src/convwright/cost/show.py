@@ -52,7 +52,7 @@ class Shown:
 
 
 _DISPENSABLE = (
-    "written, B", "weights, B", "elementwise", "output", "share", "alive, B", "FLOPs/B", "field", "moved, B", "kind",
+    "written, B", "weights, B", "elementwise", "output", "of MACs", "alive, B", "FLOPs/B", "field", "moved, B", "kind",
 )  # fmt: skip
 """The columns that go, one after the other, where there is no room for all."""
 
@@ -92,7 +92,7 @@ def _cells(cost: Cost, row: Figures) -> dict[str, str]:
     cells = {
         "parameters": number(row.parameters),
         "MACs": number(row.macs),
-        "share": f"{cost.share(row, 'macs'):.1%}" if row.macs else "",
+        "of MACs": f"{cost.share(row, 'macs'):.1%}" if row.macs else "",
         "FLOPs": number(row.flops),
         "elementwise": number(row.elementwise),
         "weights, B": number(row.bytes_weights),
