@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from onnx.reference import ReferenceEvaluator
 
 from convwright import reference
+from convwright.cli import main
 from convwright.cost.receptive_field import Walk, receptive_field, receptive_fields
 from convwright.errors import ConvwrightError
 from convwright.graph import Graph, Node, ValueInfo, infer
@@ -349,3 +353,27 @@ def test_fields_of_a_long_network_are_quick() -> None:
     start = time.perf_counter()
     receptive_fields(graph, inferred=inferred)
     assert time.perf_counter() - start < 1.0
+
+
+def test_the_command_shows_fields_and_what_limits_them(tmp_path: Path) -> None:
+    nodes = [
+        conv_node("x", "a", strides=(2, 2), pads=(1, 1, 1, 1)),
+        Node("Relu", ["a"], ["r"], {}, "relu"),
+        conv_node("r", "b", "w2", auto_pad="SAME_UPPER"),
+        Node("Add", ["r", "b"], ["y"], {}, "meet"),
+    ]
+    path = str(tmp_path / "net.onnx")
+    graph_of(nodes, (12, 9), W3).save(path)
+    run = CliRunner().invoke
+    shown = run(main, ["receptive-field", path])
+    assert shown.exit_code == 0
+    assert "conv_a" in shown.output
+    assert "relu" not in shown.output  # sees what its input sees
+    assert "node 'meet' (Add): on axis 0 its paths have different centres, 0 and 1 at output 0" in shown.output
+    assert "relu" in run(main, ["receptive-field", path, "--all"]).output
+    told = json.loads(run(main, ["receptive-field", path, "--layer", "conv_b", "--json"]).output)
+    assert [row["output"] for row in told] == ["b"]
+    assert told[0]["axes"][0] == {"size": 5, "stride": 2, "padding": 1, "centre": 1}
+    wrong = run(main, ["receptive-field", path, "--layer", "conv_c"])
+    assert wrong.exit_code == 2
+    assert "no layer 'conv_c' depends on the input; did you mean 'conv_b' or 'conv_a'?" in wrong.stderr

@@ -19,6 +19,7 @@ _VERBS = {
     "run": "Run a network on images or arrays: print classes, write pictures.",
     "bench": "Time a network beside other runtimes, and check the answers of all.",
     "cost": "Show what each layer costs: parameters, MACs, bytes, memory.",
+    "receptive-field": "Show how much of the input each layer sees, and where it lies.",
     "explain": "Show each layer's kernel, why it was chosen, and what it costs.",
     "conv": "Show what one convolution costs, and every algorithm for it.",
     "kinds": "Show the kinds of convolution, with formulas for what they cost.",
@@ -34,7 +35,8 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
             return None
-        command: click.Command = getattr(import_module(f"convwright.cli.{cmd_name}"), cmd_name)
+        module = cmd_name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"convwright.cli.{module}"), module)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
