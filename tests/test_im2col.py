@@ -8,6 +8,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from convwright.codegen.lang import lanes
 from convwright.codegen.target import NAMES, Target, host_target, target_named
 from convwright.kernels import col2im, gemm, im2col
 from convwright.matrix import im2col as columns_of
@@ -48,6 +49,33 @@ def test_sums_of_a_block_of_the_reduction_go_on_in_the_next(target: Target) -> N
         lowering.product_of.cache_clear()
         step = plan.steps[-1]
         assert step.arguments["block"] < step.arguments["reduction"]
+
+
+@each_target
+@pytest.mark.parametrize("element", ["f32", "f64"])
+def test_positions_after_the_last_vector(target: Target, element: str) -> None:
+    """A few have a vector each, with outputs as lanes; from some number on they are a vector under a mask."""
+    v = lanes(target, element)
+    seen = set()
+    for over in range(min(v, 6)):
+        for outs, whole in [(1, 1), (v - 1, 3), (2 * v + 3, 2), (17, 7)]:
+            spec = ConvSpec(40 * 3, outs * 3, (1,), groups=3, bias=over != 2)
+            case = Case(
+                "im2col",
+                spec,
+                (whole * v + over,),
+                2,
+                element,
+                threads=2,
+                at_end=over != 1,
+                relu=over > 2 and element == "f32",
+            )
+            seen |= {tile.spare for tile in case.check(target).tiles(gemm)}
+            with patch.object(lowering, "_BLOCK_BYTES", 1600):
+                lowering.product_of.cache_clear()
+                case.check(target)
+            lowering.product_of.cache_clear()
+    assert seen == set(range(min(v, 5)))
 
 
 @each_target
@@ -97,10 +125,13 @@ def test_products_stay_in_registers(target: Target) -> None:
     if not target.is_x86:
         pytest.skip("reads x86 assembly")
     sizes = [(64, 56), (128, 28), (256, 14), (512, 7), (3, 224), (8, 9), (1, 30), (24, 5)]
-    specs = [(ConvSpec(outs, outs, (3, 3), padding=1), (side, side)) for outs, side in sizes]
+    specs: list[tuple[ConvSpec, tuple[int, ...]]] = []
+    specs += [(ConvSpec(outs, outs, (3, 3), padding=1), (side, side)) for outs, side in sizes]
+    specs += [(ConvSpec(96, 96, (1,)), (3 * target.vector + over,)) for over in range(1, min(target.vector, 5))]
     for spec, size in specs:
         f = lowering.product_of(Problem(spec, size, 1, FLOAT, target, 1))
-        for packed in (True, False):
-            tile = gemm.GemmTile(f.tile_outs, f.cols, f.outs - (f.tiles - 1) * f.tile_outs, f.rest_cols, packed)
+        for packed in (True, False) if f.packed else (False,):
+            rest = f.outs - (f.tiles - 1) * f.tile_outs
+            tile = gemm.GemmTile(f.tile_outs, f.cols, rest, f.rest_cols, packed, spare=f.spare)
             share = share_of_spills(gemm.emit, tile, target, lambda loop: "mulps" in loop or "fmadd" in loop)
             assert share <= (0 if target.registers >= 32 else 0.125), (tile, share)

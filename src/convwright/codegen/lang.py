@@ -265,6 +265,9 @@ class Kernel:
     def extract(self, vector: ir.Value, lane: int) -> ir.Value:
         return self.b.extract_element(vector, ir.Constant(I32, lane))
 
+    def insert(self, vector: ir.Value, scalar: ir.Value, lane: int) -> ir.Value:
+        return self.b.insert_element(vector, scalar, ir.Constant(I32, lane))
+
     def lane_ids(self) -> ir.Value:
         return ir.Constant(self.int_vector_type, list(range(self.v)))
 

@@ -8,7 +8,8 @@ panels, within those the tiles. So a panel's block is read from the first-level 
 second. Sums of all blocks but the last rest in the output.
 
 A tail of outputs (``rest``) has a tile of its own, and so has a plane's last panel where it is narrower
-(``rest_cols``); nothing else is masked. Weights are packed
+(``rest_cols``); nothing else is masked. A few columns beyond whole vectors (``spare``: 7 x 7 is three vectors of 16 and
+one) need no vector for each output: the tile's outputs are lanes of one vector for each of them. Weights are packed
 ``[group][tile][r][outs]``. Columns lie in panels ``[panel][r][cols * v]`` where `kernels.im2col` has written them, else
 row-major: ``[plane][r][positions]``.
 """
@@ -38,7 +39,8 @@ class GemmTile:
     """What is baked into one kernel.
 
     outs, cols: the register tile, outputs by vectors of columns. rest: outputs of the last tile of a group.
-    rest_cols: vectors of a plane's last panel, the last of them masked; 0 where it is as wide as the others.
+    rest_cols: vectors of a plane's last panel, the last of them masked; 0 where it is like the others.
+    spare: columns of a plane after the whole vectors of its last panel, where it is a few; then nothing is masked.
     packed: whether columns lie in panels.
     element: "f32" or "f64". epilogue: activations.
     """
@@ -50,6 +52,7 @@ class GemmTile:
     packed: bool
     element: str = "f32"
     epilogue: tuple[tuple[object, ...], ...] = ()
+    spare: int = 0
 
     @property
     def key(self) -> str:
@@ -80,11 +83,13 @@ def emit(tile: GemmTile, target: Target) -> ir.Module:
             bias = k.advance(a.bias, group * a.out_channels)
             w = k.advance(a.w, (group * a.out_channels) * a.reduction)
             left = a.positions - column
-            with k.either(left < width) as (narrow, whole):
-                with narrow:
+            with k.either(left < (width + tile.spare + 1 if tile.spare else width)) as (last, whole):
+                with last:
                     if tile.rest_cols:
-                        masks = [None] * (tile.rest_cols - 1) + [k.mask(0, left - (tile.rest_cols - 1) * k.v)]
-                        _tiles(k, a, tile, _Panel(w, b, bias, y, start, masks), tiles)
+                        masks: list[ir.Value | None] = [None] * tile.rest_cols
+                        if not tile.spare:
+                            masks[-1] = k.mask(0, left - (tile.rest_cols - 1) * k.v)
+                        _tiles(k, a, tile, _Panel(w, b, bias, y, start, masks, tile.spare), tiles)
                 with whole:
                     _tiles(k, a, tile, _Panel(w, b, bias, y, start, [None] * tile.cols), tiles)
     return k.finish()
@@ -92,7 +97,8 @@ def emit(tile: GemmTile, target: Target) -> ir.Module:
 
 @dataclass(frozen=True, slots=True)
 class _Panel:
-    """One panel of one block of the reduction; ``masks``: the lanes that exist of each of its vectors, None for all."""
+    """One panel of one block of the reduction; ``masks``: the lanes that exist of each of its vectors, None for all;
+    ``spare``: columns after them."""
 
     w: ir.Value
     b: ir.Value
@@ -100,6 +106,7 @@ class _Panel:
     y: ir.Value
     start: Int
     masks: list[ir.Value | None]
+    spare: int = 0
 
 
 def _tiles(k: Kernel, a: Reader, tile: GemmTile, panel: _Panel, tiles: tuple[Int, Int]) -> None:
@@ -117,16 +124,22 @@ def _tile(k: Kernel, a: Reader, tile: GemmTile, panel: _Panel, out: Int, outs: i
     masks = panel.masks
     rows = [k.advance(panel.y, (out + place) * a.y_out) for place in range(outs)]
     sums = [[k.variable(k.splat(0.0)) for _ in masks] for _ in range(outs)]
+    spares = [(len(masks) * k.v + place, k.variable(k.splat(0.0))) for place in range(panel.spare)]
     with k.either(panel.start.equals(0)) as (first, later):
         with first:
             for place, accumulators in enumerate(sums):
                 initial = k.broadcast(k.load_scalar(panel.bias, out + place))
                 for accumulator in accumulators:
                     accumulator.set(initial)
+            for _, accumulator in spares:
+                accumulator.set(k.load(panel.bias, out, k.mask(0, outs)))
         with later:
             for row, accumulators in zip(rows, sums, strict=True):
                 for number, accumulator in enumerate(accumulators):
                     accumulator.set(k.load(row, number * k.v, masks[number]))
+            for column, accumulator in spares:
+                for lane, row in enumerate(rows):
+                    accumulator.set(k.insert(accumulator.get(), k.load_scalar(row, column), lane))
     length = k.smaller(a.reduction - panel.start, a.block)
     weights = k.variable(k.advance(panel.w, out * a.reduction + panel.start * outs))
     columns = k.variable(panel.b)
@@ -137,6 +150,9 @@ def _tile(k: Kernel, a: Reader, tile: GemmTile, panel: _Panel, out: Int, outs: i
             factor = k.broadcast(k.load_scalar(now, place))
             for vector, accumulator in zip(vectors, accumulators, strict=True):
                 accumulator.set(k.fma(vector, factor, accumulator.get()))
+        for column, accumulator in spares:  # the lanes after the tile's outputs are the next weights: not stored
+            factor = k.broadcast(k.load_scalar(b, column))
+            accumulator.set(k.fma(k.load(now), factor, accumulator.get()))
         weights.set(k.advance(now, outs))
         columns.set(k.advance(b, tile.cols * k.v if tile.packed else a.positions))
     with k.either(panel.start + a.block < a.reduction) as (unfinished, finished):
@@ -144,7 +160,14 @@ def _tile(k: Kernel, a: Reader, tile: GemmTile, panel: _Panel, out: Int, outs: i
             with branch:
                 for row, accumulators in zip(rows, sums, strict=True):
                     for number, accumulator in enumerate(accumulators):
-                        vector = accumulator.get()
-                        for operation in epilogue:
-                            vector = apply(k, operation, vector)
-                        k.store(vector, row, number * k.v, masks[number])
+                        k.store(_applied(k, epilogue, accumulator.get()), row, number * k.v, masks[number])
+                for column, accumulator in spares:
+                    vector = _applied(k, epilogue, accumulator.get())
+                    for lane, row in enumerate(rows):
+                        k.store_scalar(k.extract(vector, lane), row, column)
+
+
+def _applied(k: Kernel, epilogue: tuple[tuple[object, ...], ...], vector: ir.Value) -> ir.Value:
+    for operation in epilogue:
+        vector = apply(k, operation, vector)
+    return vector

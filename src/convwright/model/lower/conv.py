@@ -31,24 +31,29 @@ ROWS: tuple[Algorithm, ...] = (
 
 # Of a vector that changes between row-major and channel blocks, where the tensor fits the second-level cache or not.
 _CONVERSION_CYCLES, _FAR_CONVERSION_CYCLES = 1.0, 3.0
+_MEETING_CYCLES = 2000.0  # of a further step: the threads wait for each other, and read what the other has written
 _SHUFFLE_CYCLES = 10.0  # of a vector whose lanes come from several channel blocks
 
 
 def conversion_cycles(row: Algorithm, p: Problem) -> float:
     """Estimated cycles, on each thread, of the changes of layout that this row makes necessary."""
-    cycles = 0.0
+    cycles, steps = 0.0, 0
     if p.plain_input == row.blocked and not (row is direct.ROW and direct.reads_planes(p)):
         cycles += _conversion(p, p.spec.in_channels * math.prod(p.size))
+        steps += 1
     outputs = p.spec.out_channels * math.prod(p.out_size)
     if p.plain_output == row.blocked:
         cycles += _conversion(p, outputs)
+        steps += 1
     if p.shuffle and not shuffles(row, p):
         # Where blocks become row-major, the shuffle is in the addresses.
-        steps = 0 if row.blocked and p.plain_output else 1
-        cycles += steps * outputs * p.batch / p.target.vector * _SHUFFLE_CYCLES
+        if not (row.blocked and p.plain_output):
+            cycles += outputs * p.batch / p.target.vector * _SHUFFLE_CYCLES
+            steps += 1
         if not row.blocked:
             cycles += _conversion(p, outputs) * (2 if p.plain_output else 1)
-    return cycles / p.threads
+            steps += 2 if p.plain_output else 1
+    return cycles / p.threads + (steps * _MEETING_CYCLES if p.threads > 1 else 0.0)
 
 
 def _conversion(p: Problem, elements: int) -> float:

@@ -23,6 +23,7 @@ from convwright.model.values import Ref, Value
 _BLOCK_BYTES = 192 * 1024  # of a panel, for one block of the reduction: measured, it need not fit the first-level cache
 _COLUMN_BYTES = 2 << 20  # of the column matrix that is in memory at a time
 _MOST_CHUNKS = 32  # pieces in which it is written and multiplied
+_MOST_SPARE = 4  # positions after whole vectors whose outputs are lanes
 _RUN_BYTES = 512 * 1024  # of output that a work item goes over again for each block of the reduction
 _ITEMS_A_THREAD = 4
 _CACHE_BYTES_A_CYCLE = 12.0  # what a core reads from the second- and third-level caches
@@ -35,6 +36,7 @@ class Product:
     - `outs`, `reduction`, `positions`: the sizes of the product.
     - `planes`: how many products there are. `packed`: whether columns are written first.
     - `tile_outs`, `cols`: the register tile. `block`: terms of the reduction summed at a time.
+    - `spare`: positions after whole vectors, whose outputs are lanes.
     - `chunk`: panels whose columns are in memory at a time, of all planes together.
     - `cycles`: estimated, of the whole product on one core.
     """
@@ -50,6 +52,7 @@ class Product:
     chunk: int
     v: int
     cycles: float
+    spare: int = 0
 
     @property
     def width(self) -> int:
@@ -58,13 +61,13 @@ class Product:
     @property
     def panels(self) -> int:
         """Of one plane."""
-        return -(-self.positions // self.width)
+        return -(-(self.positions - self.spare) // self.width)
 
     @property
     def rest_cols(self) -> int:
-        """Vectors of a plane's last panel, 0 where they are all."""
-        left = self.positions - (self.panels - 1) * self.width
-        return 0 if left == self.width else -(-left // self.v)
+        """Vectors of a plane's last panel, 0 where it is like the others."""
+        left = self.positions - self.spare - (self.panels - 1) * self.width
+        return 0 if left == self.width and not self.spare else -(-left // self.v)
 
     @property
     def tiles(self) -> int:
@@ -89,23 +92,30 @@ def product_of(p: Problem) -> Product:
         reduction, positions = reduction * math.prod(spec.kernel), math.prod(p.out_size)
     planes = p.batch * spec.groups
     best: Product | None = None
-    for cols in range(1, min(6, -(-positions // v)) + 1):
+    over = positions % v
+    spares = [0, over] if 0 < over <= _MOST_SPARE and positions > v and not packed and not spec.transposed else [0]
+    for spare, cols in product(spares, range(1, min(6, -(-positions // v)) + 1)):
         # Besides the sums: the columns, a factor, and without fused multiply-add a product.
-        most = max(1, (p.target.registers - cols - (1 if p.target.has_fma else 2)) // cols)
+        free = p.target.registers - cols - (1 if p.target.has_fma else 2) - (spare + 1 if spare else 0)
+        most = min(max(1, free // cols), v if spare else free)
         tile_outs = -(-outs // -(-outs // most))
         fits = max(1, _BLOCK_BYTES // (cols * v * width))
         block = -(-reduction // -(-reduction // fits))
-        panels = -(-positions // (cols * v)) * planes
+        vectors = -(-(positions - spare) // v)
+        panels = -(-vectors // cols) * planes
         panel_bytes = reduction * cols * v * width
         chunk = max(1, _COLUMN_BYTES // panel_bytes, outs * reduction * width // (2 * panel_bytes))
         chunk = min(panels, max(chunk, -(-panels // _MOST_CHUNKS))) if packed else panels
-        blocks, vectors = -(-reduction // block), -(-positions // v)
+        blocks = -(-reduction // block)
         last = vectors - (-(-vectors // cols) - 1) * cols
         whole = _panel_cycles(tile_outs, cols, packed, reduction, blocks)
         cycles = (vectors - last) / cols * whole + _panel_cycles(tile_outs, last, packed, reduction, blocks)
+        cycles += spare * (reduction * 0.5 + tile_outs * 2.0)
         cycles *= -(-outs // tile_outs) * planes
         if best is None or cycles < best.cycles:
-            best = Product(outs, reduction, positions, planes, packed, tile_outs, cols, block, chunk, v, cycles)
+            best = Product(
+                outs, reduction, positions, planes, packed, tile_outs, cols, block, chunk, v, cycles, spare
+            )  # fmt: skip
     assert best is not None
     return best
 
@@ -114,7 +124,7 @@ def _panel_cycles(outs: int, cols: int, packed: bool, reduction: int, blocks: in
     """Estimated cycles of one tile of one panel, two multiply-adds a cycle."""
     multiply_adds, loads = outs * cols / 2, (outs + cols * (1 if packed else 2)) / 2
     step = max(multiply_adds, loads, 4.0 if outs * cols < 8 else 0.0) * 1.04 + 0.5
-    return reduction * step + blocks * (2.5 * outs * cols + 20.0)
+    return reduction * step + blocks * (1.5 * outs * cols + 4.0 * outs + 20.0)  # the fewer rows, the less a tile costs
 
 
 def _images_at_a_time(p: Problem) -> int:
@@ -171,7 +181,8 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
 def pack(weight: np.ndarray, p: Problem, f: Product) -> np.ndarray:
     """``[group][tile][r][outs]``, one after another; the last tile of a group may have fewer outputs.
 
-    Of a transposed convolution the product's outputs are (output channel, tap).
+    Of a transposed convolution the product's outputs are (output channel, tap). For spare positions the kernel loads
+    whole vectors of weights: zeros follow the last.
     """
     spec = p.spec
     if spec.transposed:  # [G][C/G][K/G taps] to [G][K/G taps][C/G]
@@ -184,30 +195,45 @@ def pack(weight: np.ndarray, p: Problem, f: Product) -> np.ndarray:
         for group in rows
         for start in range(0, f.outs, f.tile_outs)
     ]
-    return np.concatenate(pieces).astype(p.dtype, copy=False)
+    return np.concatenate([*pieces, np.zeros(f.v, weight.dtype)]).astype(p.dtype, copy=False)
 
 
 def _cut(p: Problem, f: Product, panels: int, threads: int) -> tuple[int, int]:
-    """Panels and tiles of a work item: enough items for the threads, weights and columns read as seldom as can be."""
+    """Panels and tiles of a work item: the threads' shares even, weights and columns read as seldom as can be."""
     width = np.dtype(p.dtype).itemsize
     longest = max(1, _RUN_BYTES // (f.width * f.outs * width)) if f.block < f.reduction else panels
     weights, columns = f.outs * f.reduction * min(p.spec.groups, panels), f.reduction * f.width * panels
     wanted = _ITEMS_A_THREAD * threads
     best: tuple[float, int, int] | None = None
-    for parts, share in product(range(1, min(f.tiles, wanted) + 1), (wanted, 2 * wanted)):
+    for parts, share, planes in product(range(1, min(f.tiles, wanted) + 1), (wanted, 2 * wanted), (False, True)):
         part_tiles = -(-f.tiles // parts)
         run = max(1, min(longest, panels // -(-share // parts)))
+        if planes and run > f.panels:  # whole planes: a plane's last panel may be narrower
+            run -= run % f.panels
         items = -(-panels // run) * -(-f.tiles // part_tiles)
-        # The last round may not have work for all, and items are not alike.
-        idle = -(-items // threads) * threads / items * (1 + threads / (2 * items))
-        # Columns read once are mostly in the cache of the thread that wrote them.
+        # Threads take over what others have not begun, items at a time.
+        idle = _unevenness(f, panels, run, part_tiles, threads) * (1 + threads / (4 * items))
+        # Columns read once are mostly in the cache of the thread that wrote them; those of a 1 x 1 come ahead of use.
         again = 2 * -(-f.tiles // part_tiles) - 1
-        traffic = float(-(-panels // run) * weights + again * columns) * width
+        traffic = float(-(-panels // run) * weights + again * columns) * width * (1.0 if f.packed else 0.25)
         cycles = idle * (f.outs * columns / f.v + traffic / _CACHE_BYTES_A_CYCLE)
         if best is None or cycles < best[0]:
             best = cycles, run, part_tiles
     assert best is not None
     return best[1:]
+
+
+def _unevenness(f: Product, panels: int, run: int, part_tiles: int, threads: int) -> float:
+    """The largest of the threads' shares of the work over the mean."""
+    of_panel = np.full(panels, float(f.cols))
+    if f.rest_cols:
+        of_panel[f.panels - 1 :: f.panels] = f.rest_cols
+    of_run = np.add.reduceat(of_panel, np.arange(0, panels, run))
+    starts = np.arange(0, f.tiles, part_tiles)
+    work = np.outer(of_run, np.minimum(part_tiles, f.tiles - starts)).reshape(-1)
+    bounds = np.arange(threads + 1) * len(work) // threads
+    done = np.append(0.0, np.cumsum(work))[bounds]
+    return float(np.diff(done).max() * threads / work.sum())
 
 
 def _multiply(
@@ -217,7 +243,7 @@ def _multiply(
     """The step that multiplies some panels; ``ends``: weights, columns, bias and output."""
     first, here = panels
     tile = gemm.GemmTile(
-        f.tile_outs, f.cols, f.outs - (f.tiles - 1) * f.tile_outs, f.rest_cols, f.packed, p.element, epilogue
+        f.tile_outs, f.cols, f.outs - (f.tiles - 1) * f.tile_outs, f.rest_cols, f.packed, p.element, epilogue, f.spare
     )  # fmt: skip
     shuffled = p.shuffle > 0
     run, part_tiles = _cut(p, f, here, b.threads)
