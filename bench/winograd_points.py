@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from convwright.kernels.cook_toom import Filtering, filtering
+from convwright.kernels.cook_toom import Filtering, interpolated
 
 Points = tuple[Fraction, ...]
 Array = NDArray[Any]
@@ -84,7 +84,7 @@ def measure(options: argparse.Namespace) -> Table:
     for heading in ("algorithm", "points", "growth", "largest error", "direct", "of the bound"):
         table.add_column(heading, justify="left" if heading in ("algorithm", "points") else "right")
     for high_axis, wide_axis, points in CHOICES:
-        high, wide = (filtering(*axis, points) for axis in (high_axis, wide_axis))
+        high, wide = (interpolated(*axis, points) for axis in (high_axis, wide_axis))
         errors: list[float] = []
         direct_errors: list[float] = []
         terms = options.channels * high_axis[1] * wide_axis[1]

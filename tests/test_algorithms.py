@@ -84,6 +84,18 @@ def test_what_is_chosen_is_what_auto_takes() -> None:
     assert cw.algorithms(spec, (56, 56), numerics="strict").chosen.name == "direct"
 
 
+def test_a_stride_through_winograd() -> None:
+    spec = cw.ConvSpec(128, 128, (3, 3), stride=2, padding=1)
+    found = cw.algorithms(spec, (56, 56))
+    strict = cw.algorithms(spec, (56, 56), numerics="strict").chosen
+    assert (found.chosen.name, strict.name) == ("winograd", "direct")
+    assert found.chosen.multiplications is not None
+    assert found.chosen.multiplications < 0.75 * spec.macs((56, 56))
+    assert found.chosen.workspace_bytes
+    assert found.chosen.error_bound is not None
+    assert found.chosen.error_bound < 1.2e-5
+
+
 def test_table_and_dictionary() -> None:
     found = cw.algorithms(*SPECS[0], threads=2)
     text = str(found)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from convwright.kernels.cook_toom import POINTS, Matrix, filtering
+from convwright.kernels.cook_toom import POINTS, Matrix, filtering, interpolated
 
 THIRDS = tuple(Fraction(*pair) for pair in ((0, 1), (1, 3), (-1, 3), (2, 1), (-5, 2), (7, 4)))
 ALGORITHMS: list[tuple[int, int, tuple[Fraction, ...] | None]] = [
@@ -26,7 +26,7 @@ def times(matrix: Matrix, vector: list[Fraction]) -> list[Fraction]:
 
 @pytest.mark.parametrize(("m", "r", "points"), ALGORITHMS)
 def test_filtering_is_correlation_exactly(m: int, r: int, points: tuple[Fraction, ...] | None) -> None:
-    made = filtering(m, r, points)
+    made = interpolated(m, r, points)
     rng = np.random.default_rng(m * 10 + r)
     n = m + r - 1
     sizes = [(len(matrix), {len(row) for row in matrix}) for matrix in (made.at, made.g, made.bt)]
@@ -37,9 +37,25 @@ def test_filtering_is_correlation_exactly(m: int, r: int, points: tuple[Fraction
         assert times(made.at, products) == [sum(d[i + tap] * g[tap] for tap in range(r)) for i in range(m)]
 
 
+STRIDED = [(4, 3, 2), (7, 3, 2), (2, 2, 2), (3, 5, 2), (3, 5, 3), (2, 7, 4), (1, 3, 2), (4, 4, 3), (3, 2, 5), (1, 1, 2)]
+
+
+@pytest.mark.parametrize(("m", "r", "stride"), STRIDED)
+def test_strided_filtering_is_correlation_exactly(m: int, r: int, stride: int) -> None:
+    made = filtering(m, r, stride)
+    rng = np.random.default_rng(m * 10 + r)
+    inputs, n = (m - 1) * stride + r, (m - 1) * min(r, stride) + r
+    sizes = [(len(matrix), {len(row) for row in matrix}) for matrix in (made.at, made.g, made.bt)]
+    assert sizes == [(m, {n}), (n, {r}), (n, {inputs})]
+    for _ in range(5):
+        d, g = ([Fraction(int(number)) for number in rng.integers(-99, 100, size)] for size in (inputs, r))
+        products = [a * b for a, b in zip(times(made.g, g), times(made.bt, d), strict=True)]
+        assert times(made.at, products) == [sum(d[i * stride + tap] * g[tap] for tap in range(r)) for i in range(m)]
+
+
 @pytest.mark.parametrize(("m", "r", "points"), ALGORITHMS)
 def test_transformed_inputs_keep_their_size(m: int, r: int, points: tuple[Fraction, ...] | None) -> None:
-    for row in filtering(m, r, points).bt:
+    for row in interpolated(m, r, points).bt:
         assert 0.7 < float(sum(entry**2 for entry in row)) ** 0.5 < 1.42
 
 
@@ -51,7 +67,7 @@ def test_wrong_points_are_named(m: int, r: int, points: tuple[int, ...] | None) 
     wanted = None if points is None else tuple(map(Fraction, points))
     named = re.escape(f"F({m}, {r}) needs {m + r - 2} different points, got {[str(point) for point in points or ()]}")
     with pytest.raises(ValueError, match=named):
-        filtering(m, r, wanted)
+        interpolated(m, r, wanted)
 
 
 @pytest.mark.parametrize(("m", "r"), [(2, 3), (3, 3), (4, 3), (6, 3), (2, 5), (4, 5), (4, 7), (6, 7)])

@@ -238,7 +238,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dilation": 4}, "more than the padded input (6, 6)"),
     ({"flip": 1}, "flip must be True or False, got 1"),
     ({"algorithm": "magic"}, "'magic'"),
-    ({"algorithm": "winograd", "stride": 2}, "no algorithm"),
+    ({"algorithm": "winograd", "stride": 3}, "no algorithm"),
     ({"threads": 0}, "threads must be an integer from 1"),
     ({"numerics": "loose"}, "'loose'"),
     ({"padding": 2**24}, "memory"),

@@ -25,7 +25,7 @@ from convwright.graph import Node
 from convwright.kernels import winograd
 from convwright.kernels.cook_toom import filtering
 from convwright.model.builder import Step
-from convwright.model.lower import conv
+from convwright.model.lower import conv, direct, winograd_forms
 from convwright.model.lower import winograd as lowering
 from convwright.model.problem import Problem
 from convwright.spec import ConvSpec
@@ -40,7 +40,7 @@ PLACES = 36
 @contextmanager
 def room_for(strip_bytes: int | None) -> Iterator[None]:
     """Strips of tiles as small as ``strip_bytes`` makes them."""
-    caches: tuple[Any, ...] = (lowering.cut, lowering.forms_of, conv.algorithm_of)
+    caches: tuple[Any, ...] = (lowering.cut, winograd_forms.forms_of, conv.algorithm_of)
     for one in caches:
         one.cache_clear()
     with patch.object(lowering, "strip_bytes", lambda: strip_bytes or 512 * 1024):
@@ -113,7 +113,7 @@ PADDINGS: list[Any] = [0, 1, 1, 1, 2, ((0, 1), (2, 0)), ((2, 1), (0, 0)), ((1, 0
 
 
 def random_case(seed: int, target: Target) -> Case:
-    """Half of the cases are F(4 x 4, 3 x 3), the others any kernel that is not one pixel, dilated or not."""
+    """Half of the cases are F(4 x 4, 3 x 3), the others any kernel that is not one pixel, stride and dilation."""
     rng = np.random.default_rng(seed)
     v = target.vector
     channels, out_channels = (int(number) for number in rng.choice([1, 3, v - 1, v, v + 1, 20, 37, 2 * v + 3], 2))
@@ -122,8 +122,12 @@ def random_case(seed: int, target: Target) -> Case:
         m = tuple(int(number) for number in rng.integers(1, 6, 2))
         if seed % 2:
             padding = tuple((int(low), int(high)) for low, high in rng.integers(0, 4, (2, 2)))
-            kernel, dilation = (tuple(int(n) for n in rng.choice(choice, 2)) for choice in ((1, 2, 3, 5), (1, 1, 2, 3)))
-            spec = ConvSpec(channels, out_channels, kernel, padding=padding, dilation=dilation, bias=bias)
+            kernel, dilation, stride = (
+                tuple(int(n) for n in rng.choice(choice, 2)) for choice in ((1, 2, 3, 5), (1, 1, 2, 3), (1, 1, 2, 3))
+            )
+            spec = ConvSpec(
+                channels, out_channels, kernel, stride=stride, padding=padding, dilation=dilation, bias=bias
+            )
         else:
             spec = ConvSpec(channels, out_channels, (3, 3), padding=PADDINGS[rng.integers(len(PADDINGS))], bias=bias)
             m = (4, 4)
@@ -213,6 +217,38 @@ def test_kinds(target: Target, spec: ConvSpec, size: tuple[int, ...], option: st
     check(replace(case, batch=1, at_end=False, threads=3, halo=True), target, 4 * 64 * target.vector * 9)
 
 
+STRIDED: list[tuple[ConvSpec, tuple[int, ...], str]] = [
+    (ConvSpec(20, 17, (3, 3), stride=2, padding=1), (13, 18), "4x4"),
+    (ConvSpec(20, 17, (3, 3), stride=2, padding=((0, 1), (2, 0))), (14, 15), "2x5"),
+    (ConvSpec(20, 17, (3, 3), stride=2, padding=1), (13, 15), "1x7"),
+    (ConvSpec(20, 17, (3, 3), stride=2, padding=1), (13, 15), "3x1"),
+    (ConvSpec(20, 17, (3, 3), stride=(1, 2), padding=1), (7, 9), "3x4"),
+    (ConvSpec(20, 17, (3, 3), stride=(2, 3), padding=1), (9, 11), "4x1"),
+    (ConvSpec(20, 17, (5, 4), stride=(3, 2), padding=2), (16, 9), "2x3"),
+    (ConvSpec(20, 17, (5, 5), stride=4, padding=2), (17, 16), "2x2"),
+    (ConvSpec(20, 17, (3, 1), stride=2), (11, 9), "4"),
+    (ConvSpec(20, 17, (1, 3), stride=(3, 2), padding=((0, 1), (1, 1))), (7, 19), "1x4"),
+    (ConvSpec(20, 17, (3, 3), stride=2, padding=2, dilation=2), (13, 17), "4x4"),
+    (ConvSpec(20, 17, (3, 3), stride=2, padding=3, dilation=3), (21, 16), "2x2"),
+    (ConvSpec(20, 17, (3, 3), stride=(4, 2), padding=6, dilation=(2, 6)), (21, 26), "2x2"),
+    (ConvSpec(20, 17, (3, 3), stride=(2, 2), padding=4, dilation=(4, 3)), (9, 17), "1x2"),
+    (ConvSpec(20, 17, (5,), stride=2, padding=2), (31,), "4"),
+    (ConvSpec(32, 64, (3, 3), stride=2, padding=1, groups=2), (15, 17), "4x4"),
+]
+
+
+@each_target
+@pytest.mark.parametrize(
+    ("spec", "size", "option"), STRIDED,
+    ids=[f"{kind[0].kernel}-{kind[0].stride}-{kind[0].dilation}-{kind[2]}" for kind in STRIDED],
+)  # fmt: skip
+def test_strides(target: Target, spec: ConvSpec, size: tuple[int, ...], option: str) -> None:
+    case = Case(spec, 2, size, (RESIDUAL, ("relu",)), threads=2, algorithm=f"winograd-{option}")
+    plan = check(case, target)
+    assert step_of(plan).macs == spec.macs(size, 2)
+    check(replace(case, batch=1, at_end=False, threads=3, halo=True), target, 4 * 64 * target.vector * 9)
+
+
 VOLUMES: list[tuple[ConvSpec, tuple[int, ...], str]] = [
     (ConvSpec(5, 17, (3, 3, 3), padding=1), (5, 9, 13), "4x4"),
     (ConvSpec(20, 3, (3, 3, 3), padding=((1, 2), (1, 0), (3, 1)), dilation=(2, 1, 2)), (7, 6, 13), "2x4"),
@@ -220,12 +256,20 @@ VOLUMES: list[tuple[ConvSpec, tuple[int, ...], str]] = [
     (ConvSpec(20, 17, (3, 1, 3)), (4, 2, 6), "1x4"),
     (ConvSpec(20, 17, (1, 3, 3), padding=((0, 0), (1, 1), (1, 1))), (3, 7, 5), "2x2"),
     (ConvSpec(20, 17, (2, 3, 3), padding=((2, 0), (0, 0), (0, 0))), (1, 6, 6), "4x4"),
+    (ConvSpec(5, 17, (3, 3, 3), stride=2, padding=1), (9, 8, 15), "4x4"),
+    (ConvSpec(20, 3, (3, 3, 3), stride=(1, 2, 2), padding=((1, 2), (1, 0), (3, 1))), (4, 6, 13), "3x5"),
+    (ConvSpec(20, 17, (3, 3, 3), stride=(2, 1, 2), padding=1, dilation=(3, 1, 2)), (12, 5, 17), "4x2"),
+    (ConvSpec(20, 17, (2, 3, 3), stride=(3, 2, 1), dilation=(2, 1, 1)), (11, 9, 6), "4x4"),
+    (ConvSpec(20, 17, (1, 3, 3), stride=2, padding=((0, 0), (1, 1), (1, 1))), (5, 7, 5), "2x2"),
+    (ConvSpec(32, 16, (4, 3, 3), stride=(2, 2, 2), padding=1), (8, 7, 9), "2x2"),
 ]
 
 
 @each_target
 @pytest.mark.parametrize(
-    ("spec", "size", "option"), VOLUMES, ids=[f"{kind[0].kernel}-{kind[0].dilation}-{kind[2]}" for kind in VOLUMES]
+    ("spec", "size", "option"),
+    VOLUMES,
+    ids=[f"{kind[0].kernel}-{kind[0].stride}-{kind[0].dilation}-{kind[2]}" for kind in VOLUMES],
 )
 def test_volumes(target: Target, spec: ConvSpec, size: tuple[int, ...], option: str) -> None:
     """The depth slices that an item covers are all, some, or one."""
@@ -239,7 +283,7 @@ def test_volumes(target: Target, spec: ConvSpec, size: tuple[int, ...], option: 
 def test_every_chunk_of_slices_gives_the_same_result(target: Target, chunk: int) -> None:
     spec = ConvSpec(target.vector + 1, 9, (3, 3, 3), padding=1)
     case = Case(spec, 2, (5, 7, 6), inside=False, threads=2, algorithm="winograd-4x4")
-    form = lowering.Form(F4, F4, (1, 1), (7, 6), deep_taps=3, out_slices=5)
+    form = winograd_forms.Form(F4, F4, (1, 1), (7, 6), deep_taps=3, out_slices=5)
     for strip in (1, 3, 4):
         made = lowering.Cut(form, min(3, chunk * strip), 1, strip, -(-4 // strip), chunk)
         with patch.object(lowering, "cut", lambda *_, made=made: made):
@@ -295,7 +339,7 @@ CUTS = [
 @pytest.mark.parametrize("threads", [1, 3])
 def test_every_cut_gives_the_same_result(target: Target, threads: int) -> None:
     v = target.vector
-    form = lowering.Form(F4, F4, (1, 1), (18, 11))
+    form = winograd_forms.Form(F4, F4, (1, 1), (18, 11))
     case = Case(
         ConvSpec(v + 3, 2 * v + 3, (3, 3), padding=1), 2, (18, 11), (RESIDUAL,), threads=threads,
         algorithm="winograd-4x4",
@@ -394,7 +438,10 @@ def test_strict_numerics_never_use_it(target: Target) -> None:
 @pytest.mark.parametrize(
     ("spec", "size", "algorithm", "reason"),
     [
-        (ConvSpec(20, 20, (3, 3), stride=2, padding=1), (12, 12), "winograd", r"stride \(2, 2\)"),
+        (ConvSpec(20, 20, (3, 3), stride=3, padding=1), (12, 12), "winograd", r"stride \(3, 3\), .*: no tile saves"),
+        (ConvSpec(20, 20, (3, 3), stride=3, padding=1), (12, 12), "winograd-4x4", "no phase of the stride has more"),
+        (ConvSpec(20, 20, (3, 3), stride=2, padding=1), (6, 12), "winograd-4x4", "smaller than a tile of 4x4"),
+        (ConvSpec(20, 20, (3, 3, 2), stride=2), (9, 12, 12), "winograd", "no tile saves"),
         (ConvSpec(20, 20, (3, 3), groups=2, padding=1), (12, 12), "winograd", "20 to 20 channels in 2 groups"),
         (ConvSpec(20, 20, (1, 1)), (12, 12), "winograd", r"kernel \(1, 1\)"),
         (ConvSpec(20, 20, (1, 1)), (12, 12), "winograd-4x4", "tiles of one output save nothing"),
@@ -430,9 +477,9 @@ def test_what_is_chosen_has_small_errors(target: Target) -> None:
             cut = lowering.cut(problem_of(spec, size, target))
             assert 2 <= max(cut.form.high[0], cut.form.wide[0]) <= most
             row = conv.algorithm_of(problem_of(spec, size, target))
-            assert row.error_bound(problem_of(spec, size, target)) <= lowering.ERROR
+            assert row.error_bound(problem_of(spec, size, target)) <= winograd_forms.ERROR
             named = problem_of(spec, size, target, "winograd-6")
-            assert row.error_bound(named) > lowering.ERROR
+            assert row.error_bound(named) > winograd_forms.ERROR
             assert row.multiplications(named) < row.multiplications(problem_of(spec, size, target)) < named.macs
 
 
@@ -444,6 +491,9 @@ def test_figures_of_a_row(target: Target) -> None:
     deep = problem_of(ConvSpec(16, 16, (3, 3, 3), padding=1), (5, 16, 12), target, "winograd-4x4")
     assert lowering.DEEP.multiplications(deep) == 5 * 4 * 3 * 36 * 3 * 16 * 16
     assert lowering.DEEP.cycles(deep) > 0
+    strided = problem_of(ConvSpec(64, 48, (3, 3), stride=2, padding=1), (16, 24), target, "winograd-4x4")
+    assert lowering.ROW.multiplications(strided) == 2 * 3 * 81 * 64 * 48
+    assert 1 < lowering.ROW.error_bound(strided) / direct.error_of_sum(strided) < 1.2
 
 
 def test_strict_models_send_nan_where_the_reference_does() -> None:

@@ -3,6 +3,11 @@
 F(m, r) computes m outputs of an r-tap correlation with m + r - 1 multiplications: y = A^T [(G g) * (B^T d)] (Winograd,
 Arithmetic Complexity of Computations, 1980; Lavin and Gray, arXiv 1509.09308). The m + r - 2 finite points and infinity
 are where the polynomials are evaluated; results in floating point depend on them (Barabasz et al., arXiv 1803.10986).
+
+At stride s an output sums s correlations at stride 1, one for each phase of the taps, over every s-th input. Each is an
+F(m, r_p) of its own, r_p taps of phase p, and their multiplications stand beside each other: of F(m, 3) at stride 2, m
++ 1 for the first and third tap and m for the second, which 3 m of direct summation become. The three matrices hold all
+phases, so that nothing else changes.
 """
 
 from __future__ import annotations
@@ -31,7 +36,8 @@ POINTS = {0: (), **{n: tuple(Fraction(int(q), 4) for q in text.split()) for n, t
 
 @dataclass(frozen=True, slots=True)
 class Filtering:
-    """The matrices of F(m, r), n = m + r - 1: ``at`` is [m][n], ``g`` [n][r], ``bt`` [n][n]."""
+    """The matrices of F(m, r): ``at`` is [m][n], ``g`` [n][r], ``bt`` [n][inputs]; at stride 1 there are n = m + r - 1
+    inputs."""
 
     at: Matrix
     g: Matrix
@@ -54,8 +60,44 @@ class Filtering:
 
 
 @lru_cache(maxsize=64)
-def filtering(m: int, r: int, points: tuple[Fraction, ...] | None = None) -> Filtering:
-    """F(m, r) for the given finite points, by default those of ``POINTS``, which has them for m + r up to 13.
+def filtering(m: int, r: int, stride: int = 1) -> Filtering:
+    """F(m, r) for the points of ``POINTS``, which has them for m + r up to 13, at a stride.
+
+    With s = min(r, stride) phases that have taps, n = s (m - 1) + r multiplications of the (m - 1) stride + r inputs.
+    Raises ValueError where there are no points.
+    """
+    if stride == 1:
+        return interpolated(m, r)
+    phases = [_phase(m, -(-(r - phase) // stride)) for phase in range(min(r, stride))]
+    at: list[list[Fraction]] = [[] for _ in range(m)]
+    g, bt = [], []
+    for phase, own in enumerate(phases):
+        g += [_spread(row, phase, stride, r) for row in own.g]
+        bt += [_spread(row, phase, stride, (m - 1) * stride + r) for row in own.bt]
+        for whole, row in zip(at, own.at, strict=True):
+            whole += row
+    return Filtering(_frozen(at), _frozen(g), _frozen(bt))
+
+
+def _phase(m: int, taps: int) -> Filtering:
+    """F(m, taps); a single tap needs no more multiplications than outputs, and no transforms."""
+    if taps > 1:
+        return interpolated(m, taps)
+    identity = _frozen([[Fraction(row == column) for column in range(m)] for row in range(m)])
+    return Filtering(identity, ((Fraction(1),),) * m, identity)
+
+
+def _spread(row: Sequence[Fraction], first: int, step: int, length: int) -> list[Fraction]:
+    """Zeros, but for the row's entries from ``first`` on, ``step`` apart."""
+    spread = [Fraction(0)] * length
+    for index, entry in enumerate(row):
+        spread[first + index * step] = entry
+    return spread
+
+
+@lru_cache(maxsize=64)
+def interpolated(m: int, r: int, points: tuple[Fraction, ...] | None = None) -> Filtering:
+    """F(m, r) at stride 1 for the given finite points, by default those of ``POINTS``.
 
     Each row of ``bt`` is scaled by a power of two, and its row of ``g`` by the inverse, so that transformed inputs keep
     about the size of the inputs. Raises ValueError for a number of points other than m + r - 2, or points that repeat.

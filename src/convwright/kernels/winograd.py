@@ -1,5 +1,6 @@
 """Winograd convolution F(m_h x m_w, r_h x r_w): n_h n_w multiplications for m_h m_w outputs, n = m + r - 1 on each axis
-(arXiv 1509.09308); direct summation needs m_h m_w r_h r_w. An axis with m = r = 1 is left as it is.
+(arXiv 1509.09308); direct summation needs m_h m_w r_h r_w. An axis with m = r = 1 is left as it is. At a stride, tiles
+read more pixels, and the transforms have rows for each of the stride's phases (`cook_toom.filtering`).
 
 A work item takes a strip of output tiles through all three stages while everything stays in the second-level cache: it
 transforms their inputs (V = B^T d B), multiplies them, for each of the n_h n_w places of a tile, by the transformed
@@ -7,8 +8,9 @@ weights (M = V U, a matrix product over the input channels), and transforms the 
 and epilogue. The products of ``outs`` output vectors are transformed as soon as they are complete.
 
 A third axis, the depth of 3-D convolutions, joins the sum: M = V[depth + tap] U[tap], summed over taps and channels. A
-work item covers several output slices and transforms each input slice once; the tiles of a slice follow those of the
-slice before, so that a tap is nothing but an offset in V.
+work item covers several output slices and transforms each input slice once. At stride 1 the tiles of a slice follow
+those of the slice before, so that a tap is nothing but an offset in V; at a stride, the next slice that a tap reads
+follows. Tables say which input slices V holds, and where in it each tap begins.
 
 The plan says where tiles lie and what they store, in a table. Tiles at the right and bottom edge are moved back inside,
 and store only what the tiles before them do not: the same output computed in two places of a tile is not the same to
@@ -42,18 +44,19 @@ UNROLL = 4
 
 ARGUMENTS = Arguments(
     # tiles: a row a tile of one slice, see TILE_COLUMNS
-    "x u bias y residual scratch tiles",
+    # slices: floats from an item's first input slice to each that V holds; taps: floats of V before each tap's first
+    "x u bias y residual scratch tiles slices taps",
     # work: item -> (group of channels, part of its output vectors, image, chunk of slices, strip of tiles);
     # vectors and part_turns: output vectors of a group, and how many times `outs` of them make a part
     "parts part_turns vectors images chunks chunk_slices strips strip all_tiles out_slices in_slices "
-    "deep_taps deep_step blocks channels x_image x_block x_slice x_row x_col u_out y_image y_block y_slice y_row y_col "
+    "deep_taps blocks channels x_image x_block x_slice x_row x_col u_out y_image y_block y_slice y_row y_col "
     "r_image r_block r_slice r_row r_col scratch_thread",
 )
 TILE_COLUMNS = 5
 """First input, output and residual, in floats from the slice's own; bits of the rows and of the columns to store."""
 
-Axis = tuple[int, int]
-"""(m, r): outputs of a tile and taps along one axis."""
+Axis = tuple[int, int] | tuple[int, int, int]
+"""(m, r): outputs of a tile and taps along one axis; (m, r, stride) where that is above 1."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,24 @@ class WinogradTile:
 
 
 def notation(high: Axis, wide: Axis) -> str:
-    """The algorithm as the literature writes it, without spaces: ``F(4x4,3x3)``."""
-    return f"F({high[0]}x{wide[0]},{high[1]}x{wide[1]})"
+    """The algorithm as the literature writes it, without spaces: ``F(4x4,3x3)``, and ``F(4x4,3x3)s2x2`` at a stride."""
+    strides = stride_of(high), stride_of(wide)
+    at = f"s{strides[0]}x{strides[1]}" if max(strides) > 1 else ""
+    return f"F({high[0]}x{wide[0]},{high[1]}x{wide[1]}){at}"
+
+
+def stride_of(axis: Axis) -> int:
+    return axis[2] if len(axis) == 3 else 1
+
+
+def multiplications_of(axis: Axis) -> int:
+    """Of one tile along one axis; at stride 1 they are as many as its inputs."""
+    return len(filtering(*axis).g)
 
 
 def places_of(high: Axis, wide: Axis) -> int:
     """The multiplications of a tile, n_h n_w."""
-    return (sum(high) - 1) * (sum(wide) - 1)
+    return multiplications_of(high) * multiplications_of(wide)
 
 
 def transform_weights(weight: np.ndarray, v: int, high: Axis, wide: Axis) -> np.ndarray:
@@ -145,7 +159,7 @@ def _transform_inputs(
     high, wide = filtering(*tile.high).bt, filtering(*tile.wide).bt
     place_stride = in_tiles * a.blocks * k.v
     with k.loop(0, a.in_slices) as number, k.loop(0, a.strip) as place:
-        at = k.advance(x, number * a.x_slice + k.load_int(a.tiles, (first + place) * TILE_COLUMNS))
+        at = k.advance(x, k.load_int(a.slices, number) + k.load_int(a.tiles, (first + place) * TILE_COLUMNS))
         with k.loop(0, a.blocks) as block:
             d = k.advance(at, block * a.x_block)
             v = k.advance(inputs, (block * in_tiles + number * a.strip + place) * k.v)
@@ -178,7 +192,7 @@ def _multiply(
             sums = [[k.variable(k.splat(0.0)) for _ in range(tile.outs)] for _ in range(tile.tiles)]
             now = k.variable(u)
             with k.loop(0, a.deep_taps) as tap:
-                v_tap = k.advance(v_place, (tap * a.deep_step * a.strip + start) * k.v)
+                v_tap = k.advance(v_place, k.load_int(a.taps, tap) + start * k.v)
                 with k.loop(0, a.blocks) as block:
                     v_block = k.advance(v_tap, block * in_tiles * k.v)
                     count = k.minimum(a.channels - block * k.v, k.v)

@@ -16,7 +16,7 @@ import numpy as np
 
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.lower import channels, direct, planar, winograd
+from convwright.model.lower import channels, direct, planar, winograd, winograd_forms
 from convwright.model.problem import Algorithm, Problem
 from convwright.model.values import Buffer, Halo, Ref
 from convwright.spec import ConvSpec
@@ -89,7 +89,7 @@ def phases_of(p: Problem) -> tuple[Phase, ...] | str:
         reason = None if max(kernel) == 1 else winograd.why_not(problem)
         if reason is not None:
             return f"phase {place} of the stride: {reason}"
-        forms = winograd.forms_of(problem) if max(kernel) > 1 else (_pointwise(problem),)
+        forms = winograd_forms.forms_of(problem) if max(kernel) > 1 else (_pointwise(problem),)
         assert not isinstance(forms, str)
         cut = min((one for form in forms for one in winograd.cuts(problem, form)), key=lambda one: one.cycles)
         taps = tuple(tuple(tap for tap, _ in axis) for axis in by_input)
@@ -98,9 +98,9 @@ def phases_of(p: Problem) -> tuple[Phase, ...] | str:
     return tuple(found)
 
 
-def _pointwise(p: Problem) -> winograd.Form:
+def _pointwise(p: Problem) -> winograd_forms.Form:
     high, wide = p.out_size
-    return winograd.Form((1, 1), (1, 1), (1, 1), (high, wide))
+    return winograd_forms.Form((1, 1), (1, 1), (1, 1), (high, wide))
 
 
 def halo(p: Problem) -> Halo:

@@ -1,4 +1,4 @@
-"""Convolutions at stride 1 through Winograd's algorithm, where that is expected to be faster."""
+"""Convolutions through Winograd's algorithm, where that is expected to be faster."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 
 from convwright.codegen.target import Target
 from convwright.kernels import winograd
-from convwright.kernels.cook_toom import POINTS, filtering
-from convwright.kernels.winograd import Axis, notation, operations, places_of
+from convwright.kernels.cook_toom import filtering
+from convwright.kernels.winograd import Axis, notation, operations
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
 from convwright.model.lower import channels, direct, volumes
+from convwright.model.lower.winograd_forms import Form, forms_of, rows_of_phases
 from convwright.model.problem import Algorithm, Problem
 from convwright.model.tiles import most_pixels, step_cycles
 from convwright.model.values import Buffer, Halo, Ref, Value, blocks_of
@@ -27,65 +28,6 @@ _CACHE_BYTES_A_CYCLE = 11.0  # read from the third level
 _VOLUME_CYCLES = 3.0  # to pack or unpack a vector of a volume
 _INSTRUCTIONS_A_CYCLE = 2.4  # of transforms: loads, stores, arithmetic
 WORTH = 0.85  # the estimated time, as a part of direct summation's, below which the larger weights are worth it
-ERROR = 1.2e-5
-"""The largest `error_bound` of what is chosen without being named. Errors measured are 0.2 to 0.6 of the bound
-(bench/winograd_points.py), so that they stay below the 1e-5 of the largest output that numerics="default" allows."""
-
-_OUTPUTS = (2, 3, 4, 6)  # m to choose from
-_LARGEST = max(POINTS) + 1  # m + r - 1
-_UNIT = (1, 1, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A problem as the kernel sees it: the taps of one axis join the sum, two are transformed.
-
-    - `high`, `wide`: m and r of the transformed axes, (1, 1) where there is none.
-    - `phases`: dilation of these axes; `out_size`: their outputs.
-    - `deep_taps`, `deep_step`, `out_slices`: taps, dilation and outputs of the axis that joins the sum.
-    - `joined`: which axis that is, counted from the last: 2 is depth, 1 the rows, 0 the columns.
-    """
-
-    high: Axis
-    wide: Axis
-    phases: tuple[int, int]
-    out_size: tuple[int, int]
-    deep_taps: int = 1
-    deep_step: int = 1
-    out_slices: int = 1
-    joined: int = 2
-
-    @property
-    def growth(self) -> float:
-        """Of rounding errors, against direct summation."""
-        return max(1.0, filtering(*self.high).growth * filtering(*self.wide).growth)
-
-    @property
-    def places(self) -> int:
-        return places_of(self.high, self.wide)
-
-    @property
-    def tiles(self) -> int:
-        """Of one slice."""
-        counts = [
-            sum(-(-rows // m) for rows in _rows_of_phases(out, phases))
-            for out, phases, (m, _) in zip(self.out_size, self.phases, (self.high, self.wide), strict=True)
-        ]
-        return counts[0] * counts[1]
-
-    @property
-    def reach(self) -> list[int]:
-        """Padded inputs that are read along each of the transformed axes."""
-        reach = []
-        for out, phases, (m, r) in zip(self.out_size, self.phases, (self.high, self.wide), strict=True):
-            rows = _rows_of_phases(out, phases)
-            reach.append(max(phase + (max(count, m) + r - 2) * phases + 1 for phase, count in enumerate(rows)))
-        return reach
-
-
-def _rows_of_phases(out: int, phases: int) -> list[int]:
-    """The outputs of each phase; where there are more phases than outputs, only those that have one."""
-    return [-(-(out - phase) // phases) for phase in range(min(phases, out))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +49,7 @@ class Cut:
 
     @property
     def in_slices(self) -> int:
-        return self.chunk + (self.form.deep_taps - 1) * self.form.deep_step
+        return len(self.form.slices(self.chunk)[0])
 
 
 # -- what can be computed, and how -------------------------------------------------------------------------------------
@@ -124,77 +66,12 @@ def why_not(p: Problem) -> str | None:
         return f"flip {spec.flip}, padding_mode {spec.padding_mode!r}"
     if p.numerics == "strict":
         return "numerics is strict"
-    if max(spec.stride) > 1:
-        return f"stride {spec.stride}: outputs that are not neighbours share no products"
     if spec.groups > 1 and (spec.in_channels // spec.groups % p.target.vector or
                             spec.out_channels // spec.groups % p.target.vector):  # fmt: skip
         own = f"{spec.in_channels} to {spec.out_channels} channels in {spec.groups} groups"
         return f"{own}: groups must fill vectors of {p.target.vector} channels"
     forms = forms_of(p)
     return forms if isinstance(forms, str) else None
-
-
-@lru_cache(maxsize=4096)
-def forms_of(p: Problem) -> tuple[Form, ...] | str:
-    """The forms that a problem may take: those named, or those whose errors stay small; a sentence if there is none."""
-    spec = p.spec
-    kernel, out, dilation = ((*_UNIT, *axes)[-3:] for axes in (spec.kernel, p.out_size, spec.dilation))
-    most = [-(-out[axis] // dilation[axis]) if kernel[axis] > 1 else 1 for axis in (1, 2)]  # outputs of a phase
-    wish, _, option = p.algorithm.partition("-")
-    if wish == "winograd" and option:
-        named = _named(option, spec.kernel)
-        if isinstance(named, str):
-            return named
-        if any(m > limit for m, limit in zip(named, most, strict=True)):
-            return f"the output {p.out_size}, or one of its phases, is smaller than a tile of {option}"
-        form = _form(kernel, out, dilation, named, spec.rank)
-        return (form,) if isinstance(form, Form) else form
-    found: dict[Form, None] = {}
-    for m in _OUTPUTS:
-        form = _form(kernel, out, dilation, (min(m, most[0]), min(m, most[1])), spec.rank)
-        if isinstance(form, Form) and form.growth * direct.error_of_sum(p) <= max(ERROR, direct.error_of_sum(p)):
-            found[form] = None
-    shape = f"kernel {spec.kernel} with dilation {spec.dilation} and output {p.out_size}"
-    return tuple(found) or f"{shape}: no tile saves multiplications within the error allowed"
-
-
-def _named(option: str, kernel: tuple[int, ...]) -> tuple[int, int] | str:
-    """m of the last two axes from "4x4" or "2"; a sentence where that says something else."""
-    parts = option.split("x")
-    if not all(part.isdecimal() and int(part) for part in parts):
-        return f"winograd-{option}: name the outputs of a tile, as in winograd-4x4"
-    sizes = [int(part) for part in parts]
-    taps = (1, *kernel)[-2:]
-    if len(sizes) == 1:
-        return tuple(sizes[0] if r > 1 else 1 for r in taps)  # type: ignore[return-value]
-    if len(sizes) > len(kernel) or any(size > 1 for size in sizes[:-2]):
-        return f"winograd-{option}: a kernel {kernel} has tiles of {min(len(kernel), 2)} axes"
-    return tuple(m if r > 1 else 1 for m, r in zip(sizes[-2:], taps, strict=True))  # type: ignore[return-value]
-
-
-def _form(
-    kernel: tuple[int, ...], out: tuple[int, ...], dilation: tuple[int, ...], m: tuple[int, int], rank: int
-) -> Form | str:
-    """The form with m outputs on each axis, one of them summed where m is 1; a sentence where there is none."""
-    summed = [axis for axis in (1, 2) if m[axis - 1] == 1 and kernel[axis] > 1]
-    if max(m) == 1:
-        return f"kernel {kernel[3 - rank :]}: tiles of one output save nothing"
-    if rank == 3 and summed:
-        return "of three axes depth alone can be summed directly"
-    axes: list[Axis] = [(m[axis - 1], kernel[axis]) for axis in (1, 2)]
-    if max(map(sum, axes)) - 1 > _LARGEST:
-        return f"{notation(*axes)}: no points for tiles of more than {_LARGEST} inputs"
-    joined = summed[0] if summed else 0
-    phases, size = list(dilation[1:]), list(out[1:])
-    for axis in (1, 2):
-        if kernel[axis] == 1 or axis == joined:
-            phases[axis - 1] = 1
-        if axis == joined:
-            axes[axis - 1], size[axis - 1] = (1, 1), 1
-    return Form(
-        axes[0], axes[1], (phases[0], phases[1]), (size[0], size[1]),
-        kernel[joined], dilation[joined], out[joined], 2 - joined,
-    )  # fmt: skip
 
 
 # -- how the work is cut -----------------------------------------------------------------------------------------------
@@ -218,7 +95,7 @@ def cuts(p: Problem, form: Form) -> list[Cut]:
     blocks, vectors = (blocks_of(number // spec.groups, v) for number in (spec.in_channels, spec.out_channels))
     found, all_tiles = [], form.tiles
     for chunk in {-(-form.out_slices // pieces) for pieces in (1, 2, 4)}:
-        in_slices = chunk + (form.deep_taps - 1) * form.deep_step
+        in_slices = len(form.slices(chunk)[0])
         largest = max(1, strip_bytes() // (4 * form.places * v * blocks * in_slices))
         others = -(-form.out_slices // chunk) * p.batch * spec.groups
         fewest = -(-all_tiles // largest)
@@ -304,9 +181,9 @@ def _error_bound(p: Problem) -> float:
 def _tiles(form: Form, x: tuple[int, int], y: tuple[int, int], residual: tuple[int, int]) -> np.ndarray:
     """The kernel's table; x, y and residual: floats from one row to the next, and from one column to the next."""
     corners = []
-    for out, phases, (m, _) in zip(form.out_size, form.phases, (form.high, form.wide), strict=True):
+    for out, phases, (m, *_) in zip(form.out_size, form.phases, (form.high, form.wide), strict=True):
         axis = []
-        for phase, count in enumerate(_rows_of_phases(out, phases)):
+        for phase, count in enumerate(rows_of_phases(out, phases)):
             wanted = np.arange(0, count, m)
             start = np.maximum(0, np.minimum(wanted, count - m))
             bits = (1 << np.minimum(m, count - start)) - (1 << wanted - start)
@@ -314,7 +191,8 @@ def _tiles(form: Form, x: tuple[int, int], y: tuple[int, int], residual: tuple[i
         corners.append(np.concatenate(axis))
     rows, cols = corners[0][:, None], corners[1][None]
     table = np.empty((len(corners[0]), len(corners[1]), winograd.TILE_COLUMNS), np.int64)
-    for column, (row_floats, col_floats) in enumerate((x, y, residual)):
+    down, right = form.stride
+    for column, (row_floats, col_floats) in enumerate(((x[0] * down, x[1] * right), y, residual)):
         table[..., column] = rows[..., 0] * row_floats + cols[..., 0] * col_floats
     table[..., 3], table[..., 4] = rows[..., 1], cols[..., 1]
     return table.reshape(-1, winograd.TILE_COLUMNS)
@@ -401,23 +279,30 @@ def add_step(
     if part:
         y_strides = (y_strides[0], y_strides[1] * part.step[0], y_strides[2] * part.step[1])
     r_strides = _strides(form, residual, 0, v)
+    slices, taps = form.slices(c.chunk)
     turns = -(-vectors // c.outs)
     arguments = {
         "x": at, "u": b.static(packed), "bias": b.static(bias), "y": part.y if part else y[0].ref,
         "residual": residual.ref if residual else 0, "scratch": Ref(scratch),
         "tiles": b.static(_tiles(form, x_strides[1:], y_strides[1:], r_strides[1:])),
+        "slices": b.static(np.array(slices, np.int64) * x_strides[0]),
+        "taps": b.static(np.array(taps, np.int64) * (c.strip * v)),
         "parts": c.parts, "part_turns": -(-turns // c.parts), "vectors": vectors, "images": p.batch,
         "chunks": c.chunks, "chunk_slices": c.chunk, "strips": c.strips, "strip": c.strip, "all_tiles": form.tiles,
-        "out_slices": form.out_slices, "in_slices": c.in_slices, "deep_taps": form.deep_taps,
-        "deep_step": form.deep_step, "blocks": blocks, "channels": own,
+        "out_slices": form.out_slices, "in_slices": len(slices), "deep_taps": form.deep_taps, "blocks": blocks,
+        "channels": own,
         "x_image": x[0].image, "x_block": x[0].block, "u_out": form.places * form.deep_taps * own * v,
         "y_image": y[0].image, "y_block": y[0].block,
         "r_image": residual.image if residual else 0, "r_block": residual.block if residual else 0,
         "scratch_thread": scratch_thread,
     }  # fmt: skip
-    for name, strides in (("x", x_strides), ("y", y_strides), ("r", r_strides)):
-        arguments[f"{name}_slice"] = strides[0]
-        arguments[f"{name}_row"], arguments[f"{name}_col"] = strides[1] * form.phases[0], strides[2] * form.phases[1]
+    arguments["x_slice"], arguments["y_slice"], arguments["r_slice"] = (
+        x_strides[0] * form.deep_stride, y_strides[0], r_strides[0],
+    )  # fmt: skip
+    for name, strides, (down, right) in (
+        ("x", x_strides, form.apart), ("y", y_strides, form.phases), ("r", r_strides, form.phases)
+    ):  # fmt: skip
+        arguments[f"{name}_row"], arguments[f"{name}_col"] = strides[1] * down, strides[2] * right
     what = f"Winograd {notation(form.high, form.wide)}" + f" and {form.deep_taps} taps" * (form.deep_taps > 1)
     why = f"{what}: {c.strips} strips of {c.strip} tiles, {c.tiles} tiles by {c.outs} vectors"
     reads = [x[0], residual] if residual else [x[0]]
