@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 import convwright as cw
 from convwright.cost.report import Cost
+from convwright.graph import Graph, Node, ValueInfo
+from convwright.graph.graph import INTERNAL
 from tests.graph_models import model, node, read
 
 
@@ -66,6 +69,12 @@ def test_products_of_matrices() -> None:
     assert (layer.macs, layer.elementwise, layer.parameters) == (60, 15, 25)
     (layer,) = one("Einsum", {"x": (2, 3, 4), "z": (4, 5)}, equation="bij,jk->bik")
     assert (layer.kind, layer.macs) == ("matrix product", 2 * 3 * 4 * 5)
+    (layer,) = one("Einsum", {"x": (2, 3)}, equation="ij->i")
+    assert (layer.kind, layer.elementwise) == ("reduction", 6)
+    (layer,) = one("Einsum", {"x": (2, 3)}, equation="ij->ji")
+    assert (layer.kind, layer.elementwise) == ("movement", 0)
+    (layer,) = one("Einsum", {"x": (2, 3), "z": (3, 4)}, equation="ij,jk")
+    assert (layer.kind, layer.macs) == ("matrix product", 24)
     (layer,) = one("Einsum", {"x": (3,), "z": (4,)}, equation="i,j->ij")
     assert (layer.kind, layer.macs, layer.elementwise) == ("arithmetic", 0, 12)
 
@@ -158,6 +167,9 @@ def test_what_is_not_counted_is_listed_with_an_estimate() -> None:
     assert left_out.estimate == 7 * 2 * (60 + 100)
     assert found.layers[0].kind == "not counted"
     assert (found.total.macs, found.total.parameters) == (0, 160)
+    sizes = {"q": (2, 4, 5, 8), "k": (2, 4, 7, 8), "v": (2, 4, 7, 6)}
+    proto = model([node("Attention", "q k v", "y")], sizes, opset=23)
+    assert cw.cost(read(proto)).not_counted[0].estimate == 2 * 4 * 5 * 7 * (8 + 6)
     found = one("Det", {"x": (6, 3, 3)})
     assert (found.not_counted[0].op, found.not_counted[0].estimate) == ("Det", 6)
     assert "not counted: y (Det), about 6 operations" in str(found)
@@ -172,3 +184,21 @@ def test_what_cannot_be_known_is_refused() -> None:
         one("Relu", {"x": (1, None)})
     with pytest.raises(cw.ConvwrightError, match=r"NonZero.*no fixed type and shape"):
         one("NonZero", {"x": (2, 3)})
+    with pytest.raises(cw.ConvwrightError, match=r"node of output 'y' \(my.Blur\): the operator is not supported"):
+        one("Blur", {"x": (2, 3)}, domain="my")
+
+
+def test_a_channel_shuffle_costs_the_same_when_it_is_written_out() -> None:
+    """A file has it as reshapes and a transposition, whose shapes the batch leaves open."""
+    info = ValueInfo(np.dtype(np.float32), ("N", 6, 4, 5))
+    nodes = [
+        Node("Relu", ["x"], ["a"], name="relu"),
+        Node("ChannelShuffle", ["a"], ["y"], {"groups": 3}, "shuffle", INTERNAL),
+    ]
+    graph = Graph("shuffled", {"x": info}, ["y"], nodes, {})
+    with tempfile.TemporaryDirectory() as folder:
+        graph.save(f"{folder}/shuffled.onnx")
+        written = cw.cost(f"{folder}/shuffled.onnx", batch=2)
+    found = cw.cost(graph, batch=2)
+    assert [layer.figures() for layer in written] == [layer.figures() for layer in found]
+    assert [layer.op for layer in written] == ["Relu", "Transpose"]

@@ -3,21 +3,16 @@
 A picture's pixel p in 0..255 becomes `(p * scale - mean) / std`; an image-shaped output is turned back the same way.
 """
 
-import os
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from convwright.errors import ConvwrightError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import BinaryIO
+from convwright.files import replacing
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -81,7 +76,7 @@ def read_image(path: str, channels: int, size: tuple[int | None, int | None]) ->
     return pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
 
 
-def _decoded(file: "BinaryIO", mode: str) -> Image.Image:
+def _decoded(file: BinaryIO, mode: str) -> Image.Image:
     picture: Image.Image = Image.open(file)
     picture.load()
     picture = ImageOps.exif_transpose(picture)
@@ -112,28 +107,11 @@ def write_image(path: str, pixels: np.ndarray) -> None:
     kind = Image.registered_extensions()[Path(path).suffix.lower()]
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     options = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
-    _write_whole(path, lambda file: picture.save(file, format=kind, **options))
+    with replacing(Path(path)) as file:
+        picture.save(file, format=kind, **options)
 
 
 def write_array(path: str, array: np.ndarray) -> None:
     """Write a .npy file, whole or not at all."""
-    _write_whole(path, lambda file: np.save(file, array, allow_pickle=False))
-
-
-def _write_whole(path: str, write: "Callable[[BinaryIO], None]") -> None:
-    """Write beside the target and move into place, so that a reader never sees half a file."""
-    target = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with replacing(Path(path)) as file:
+        np.save(file, array, allow_pickle=False)

@@ -87,6 +87,7 @@ _KINDS: tuple[tuple[str, Callable[[View], int], str], ...] = (
     ("normalisation", _lrn, "LRN"),
     # Largest, difference, exponential, sum, division (or difference).
     ("softmax", _of_output(5), "LogSoftmax Softmax"),
+    ("softmax", _of_output(2), "Hardmax"),
     ("pooling", _pool, "AveragePool MaxPool"),
     ("pooling", lambda view: 2 * _pool(view), "LpPool"),
     ("pooling", _of_input(1), "GlobalAveragePool GlobalMaxPool"),
@@ -102,7 +103,8 @@ _KINDS: tuple[tuple[str, Callable[[View], int], str], ...] = (
         _of_output(0),
         (
             "ChannelShuffle Compress Concat ConstantOfShape DepthToSpace Expand EyeLike Gather GatherElements GatherND "
-            "OneHot Pad Range ReverseSequence ScatterElements ScatterND Slice SpaceToDepth Split Tile Transpose Trilu"
+            "MaxUnpool OneHot Pad Range ReverseSequence ScatterElements ScatterND Slice SpaceToDepth Split "
+            "Tile Transpose Trilu"
         ),
     ),
 )

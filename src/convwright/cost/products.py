@@ -132,7 +132,10 @@ def _product(view: View, first: int, second: int) -> str:
 
 
 def _einsum(view: View) -> Count:
-    """Two operands, each label once in either: every combination of labels is one product."""
+    """Two operands, each label once in either: every combination of labels is one product.
+
+    Of one operand it is a transposition or a sum.
+    """
     equation: str = view.node.get("equation", "")
     terms, arrow, result = equation.replace(" ", "").partition("->")
     operands = terms.split(",")
@@ -142,13 +145,16 @@ def _einsum(view: View) -> Count:
     sizes = (
         {label: size for labels, shape in labelled for label, size in zip(labels, shape, strict=True)} if plain else {}
     )
-    if not plain or len(operands) != 2 or any(len(set(labels)) < len(labels) for labels in operands):
+    if not plain or len(operands) > 2 or any(len(set(labels)) < len(labels) for labels in operands):
         estimate = prod(sizes.values()) if plain else prod(view.out)
         return Count("not counted", reason=f"equation {equation!r} is no plain product of two", estimate=estimate)
     if not arrow:
         result = "".join(label for label in sizes if terms.count(label) == 1)
-    if set(sizes) == set(result):
-        return Count("arithmetic", elementwise=prod(view.out))  # nothing is summed
+    summed = set(sizes) != set(result)
+    if len(operands) == 1:
+        return Count("reduction", elementwise=prod(sizes.values())) if summed else Count("movement")
+    if not summed:
+        return Count("arithmetic", elementwise=prod(view.out))
     return Count(_product(view, 0, 1), prod(sizes.values()))
 
 
@@ -157,6 +163,13 @@ def _recurrent(view: View) -> Count:
     steps, batch = view.shape(0)[:2] if not view.node.get("layout", 0) else view.shape(0)[1::-1]
     estimate = steps * batch * (prod(view.shape(1)) + prod(view.shape(2)))
     return Count("not counted", reason="recurrent layers have no formula here", estimate=estimate)
+
+
+def _attention(view: View) -> Count:
+    """Queries times keys, and what comes of them times values; heads side by side or on an axis of their own."""
+    keys = view.shape(1)[-2]
+    estimate = keys * (prod(view.shape(0)) + prod(view.out))
+    return Count("not counted", reason="attention has no formula here", estimate=estimate)
 
 
 PRODUCTS: dict[str, Callable[[View], Count]] = {
@@ -168,5 +181,6 @@ PRODUCTS: dict[str, Callable[[View], Count]] = {
     "MatMulInteger": _matmul(1),
     "QLinearMatMul": _matmul(3),
     "Einsum": _einsum,
+    "Attention": _attention,
     **dict.fromkeys(("GRU", "LSTM", "RNN"), _recurrent),
 }

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from convwright.errors import ConvwrightError
+from convwright.files import replacing
 from convwright.graph.expand import expand
 from convwright.graph.facts import Facts
 from convwright.graph.graph import Graph, Node
@@ -45,28 +44,11 @@ def save(graph: Graph, path: str | os.PathLike[str], *, external_data: bool | No
         if place.is_dir():
             raise ConvwrightError(f"cannot write {str(place)!r}: it is a directory")
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(_replacing(place))
-            data = stack.enter_context(_replacing(data_place)) if outside else None
+            file = stack.enter_context(replacing(place))
+            data = stack.enter_context(replacing(data_place)) if outside else None
             _write(file, data, data_place.name, model, plain)
     except OSError as error:
         raise ConvwrightError(f"cannot write {str(place)!r}: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def _replacing(place: Path) -> Iterator[BinaryIO]:
-    """A temporary file in the same folder that takes the name on success and vanishes on failure."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, place)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def node_proto(node: Node) -> Any:
