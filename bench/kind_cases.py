@@ -34,6 +34,7 @@ class Case:
     - `torch`: the forms of PyTorch that run it, of `convwright.cli.peers`.
     - `forms`: further forms of the model for a peer, by a name and the peer's; each writes a file. The fastest counts.
     - `beside`: what the case is compared with instead of with peers.
+    - `instead`: whether peers run the first of `beside` too, as what a user would otherwise take.
     - `absent`: peers that have nothing of the kind, and why.
     """
 
@@ -45,6 +46,7 @@ class Case:
     torch: tuple[str, ...] = ("torch", "torch-nchw")
     forms: Mapping[tuple[str, str], Callable[[Path], None]] = field(default_factory=dict)
     beside: tuple[Beside, ...] = ()
+    instead: bool = False
     absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -143,7 +145,7 @@ def odd(size: int, channels: tuple[int, int], kernel: int) -> Case:
 
 
 def het(size: int, channels: int, part: int) -> Case:
-    """Beside the dense layer."""
+    """Beside the dense layer, our own and the peers'."""
     dense = conv(square(size), channels, 3, padding=1)
     assert isinstance(dense.spec, ConvSpec)
     spec = HetSpec(dense.spec, part)
@@ -155,6 +157,7 @@ def het(size: int, channels: int, part: int) -> Case:
         lambda: models.het(spec, square(size)),
         own=lambda: models.het_graph(spec, square(size)),
         beside=(Beside(dense.name, dense.spec, dense.build),),
+        instead=True,
     )
 
 

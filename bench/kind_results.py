@@ -22,6 +22,8 @@ class Result:
 
     - `seconds`: by runtime, a peer's in its fastest form; `forms`: which one that was.
     - `ratio`: what the kind's target is about; `to_best`: the best peer's time over ours.
+    - `instead`: the best peer's time for the first of the models beside, over ours for the case; `instead_seconds`: its
+      times by runtime.
     - `kernels`: the steps of convwright that compute; `kernel_seconds`: without conversions of the
       layout.
     - `others`: cores that other processes kept busy during the race.
@@ -38,6 +40,8 @@ class Result:
     beside: dict[str, float] = field(default_factory=dict)
     ratio: float | None = None
     to_best: float | None = None
+    instead: float | None = None
+    instead_seconds: dict[str, float] = field(default_factory=dict)
     error: float | None = None
     kernels: str = ""
     kernel_seconds: float | None = None
@@ -74,12 +78,14 @@ def cells(result: Result) -> list[str]:
     own = "-" if kind.ratio == "peers" else number(result.ratio, "{:.2f}")
     return [
         result.kind, result.case, f"{result.macs / 1e6:.1f}", *ours, *rates, number(result.to_best, "{:.2f}"), own,
-        f"{kind.target:g}", verdict, number(result.error, "{:.0e}"), result.kernels or "-",
+        number(result.instead, "{:.2f}"), f"{kind.target:g}", verdict, number(result.error, "{:.0e}"),
+        result.kernels or "-",
     ]  # fmt: skip
 
 
 def headings() -> list[str]:
-    return ["kind", "case", "MMACs", OURS, "kernel", *PEERS, "to best", "to own", "target", "met", "error", "kernels"]
+    ratios = ["to best", "to own", "instead"]
+    return ["kind", "case", "MMACs", OURS, "kernel", *PEERS, *ratios, "target", "met", "error", "kernels"]
 
 
 def summary(results: Sequence[Result]) -> list[list[str]]:

@@ -14,9 +14,10 @@ Transposed convolutions are counted on their input's size, deformable ones witho
 
 "to best" is the best peer's time over convwright's, the median over the rounds; for the kinds "odd", "het" and "mix"
 the targets compare convwright with itself ("to own"): the rate over that at the next multiples of 16 channels, the
-dense layer's time over HetConv's, the sum of the parts' times over MixConv's. "kernel" is convwright's rate without
-conversion of the layout, whose share is that on one thread. "error" is the largest deviation from float64 over the
-largest absolute value; a peer that deviates by more than 1 % does not count.
+dense layer's time over HetConv's, the sum of the parts' times over MixConv's. "instead" is, for HetConv, the time of
+the best peer's dense layer, which a user would otherwise run, over ours; no target is about it. "kernel" is
+convwright's rate without conversion of the layout, whose share is that on one thread. "error" is the largest
+deviation from float64 over the largest absolute value; a peer that deviates by more than 1 % does not count.
 
 A kind for which convwright has no kernel yet is not timed. Without --only all kinds are measured; --write writes
 docs/kinds.md. --join takes what earlier runs wrote with --json in place of measuring, a later file's cases before an
@@ -56,6 +57,7 @@ TURN = 0.06  # seconds: several rounds in a short race; the first inference of a
 WRONG = 0.01  # deviation from float64, in shares of the largest value
 ATTEMPTS = 3  # at a race that others disturb
 PATIENCE = 20.0  # seconds for a peer's first answer
+INSTEAD = "instead"  # the word before the runtime in the name of an entry that runs what a user would otherwise take
 _CONVERSIONS = ("pack", "unpack")  # steps that only change the layout
 
 
@@ -81,6 +83,11 @@ def measure(kind: Kind, case: Case, workers: Workers, peers: Sequence[str], seco
                 aside = other.build()
                 file = saved(aside, folder / f"beside{index}.onnx")
                 entries.append(Entry(f"{OURS} {index + 2}", OURS, file, random_inputs(aside)))
+                if case.instead and not index:
+                    entries += [
+                        Entry(f"{INSTEAD} {runtime}", runtime, file, random_inputs(aside))
+                        for runtime in runtimes_of(case, peers)
+                    ]
         for _ in range(ATTEMPTS):
             others = Others()
             rows = compete(entries, workers, seconds=seconds, turn=TURN, keep=True, patience=PATIENCE)
@@ -96,6 +103,12 @@ def measure(kind: Kind, case: Case, workers: Workers, peers: Sequence[str], seco
 def saved(model: Any, path: Path) -> str:
     onnx.save(model, path)
     return str(path)
+
+
+def runtimes_of(case: Case, peers: Sequence[str]) -> list[str]:
+    """Each peer that takes part, PyTorch in each of its forms."""
+    able = [peer for peer in peers if peer not in case.absent]
+    return [runtime for peer in able for runtime in (case.torch if peer == "torch" else (peer,))]
 
 
 def peer_entries(
@@ -134,6 +147,11 @@ def judge(result: Result, kind: Kind, case: Case, rows: Mapping[str, Row]) -> No
     """From the rows of a race to the figures of a case."""
     ratios: dict[str, float] = {}
     for name, row in rows.items():
+        if name.startswith(f"{INSTEAD} "):
+            if row.median_s is not None and row.ratio is not None:
+                result.instead_seconds[name.removeprefix(f"{INSTEAD} ")] = row.median_s
+                result.instead = min(row.ratio, result.instead or math.inf)
+            continue
         if name.startswith(f"{OURS} "):  # a model beside
             continue
         peer = name.split()[0].partition("-")[0]

@@ -46,8 +46,7 @@ from convwright.graph.rewrites import simplify
 from convwright.graph.shapes import Inferred, infer
 from convwright.kernels.activations import ROWS as ACTIVATIONS
 from convwright.model.fuse import layers_of
-from convwright.runtime.ceilings import ceilings
-from convwright.runtime.machine import describe
+from convwright.runtime.machine import ceilings, describe
 
 OURS = "convwright"
 SHARE = 0.6  # of the ceiling

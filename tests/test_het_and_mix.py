@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,7 +15,11 @@ from convwright import functional, reference
 from convwright.codegen.target import NAMES, Target, runs_here, target_named
 from convwright.graph import Graph, Node
 from convwright.graph.graph import INTERNAL
+from convwright.kernels import winograd
 from convwright.model import Model
+from convwright.model.lower import het as lowering
+from convwright.model.lower import het_blocks
+from convwright.model.problem import Problem
 from convwright.runtime.team import STEP_COLUMNS
 from convwright.spec import (
     PADDING_MODES,
@@ -121,6 +126,72 @@ class TestHet:
         expected = reference.het_conv(x, weight, bias, spec)
         result = cw.het_conv(x, weight, bias, part=part, padding=1, numerics=numerics)
         assert np.abs(result - expected).max() <= (1e-5 if numerics == "default" else 3e-6) * np.abs(expected).max()
+
+    @each_target
+    def test_by_residue_on_channel_blocks(self, target: Target) -> None:
+        """Where residues fill vectors: batches, parts even and odd, C and K that differ, paddings, dilation, no bias,
+        row-major neighbours and channel blocks, an activation fused; odd rows so that tiles overlap."""
+        v = target.vector
+        cases: list[tuple[int, int, int, int, dict[str, Any]]] = [
+            (2, 1, 1, 1, {"padding": 1}),
+            (3, 1, 2, 2, {"padding": 1}),
+            (4, 2, 1, 1, {"padding": 0}),
+            (2, 1, 3, 1, {"padding": ((2, 1), (0, 2))}),
+            (2, 2, 2, 2, {"padding": 2, "dilation": 2, "bias": False}),
+            (2, 1, 1, 1, {"padding": 1, "stride": (1, 2)}),
+        ]
+        for seed, (part, own_in, own_out, batch, options) in enumerate(cases):
+            spec = HetSpec(ConvSpec(part * own_in * v, part * own_out * v, (3, 3), **options), part)
+            conv = spec.conv
+            x, weight = normal(seed, batch, conv.in_channels, 9, 2 * v + 5), normal(1, *spec.weight_shape)
+            bias = normal(2, conv.out_channels) if conv.bias else None
+            constants = {"w": weight} | ({} if bias is None else {"b": bias})
+            expected = reference.het_conv(x, weight, bias, spec)
+            before = Node("Abs", ["x"], ["a"])
+            het = Node("HetConvolution", ["x", *constants], ["y"], {"spec": spec}, domain=INTERNAL)
+            inside = Node("HetConvolution", ["a", *constants], ["h"], {"spec": spec}, domain=INTERNAL)
+            nodes = [inside, Node("Relu", ["h"], ["r"]), Node("MaxPool", ["r"], ["y"], {"kernel_shape": (1, 1)})]
+            within = np.maximum(reference.het_conv(np.abs(x), weight, bias, spec), 0)
+            largest = np.abs(expected).max()
+            for network, wanted in (([het], expected), ([before, *nodes], within)):
+                graph = graph_of(network, {"x": x}, ["y"], constants)
+                with patch.object(lowering, "estimates", lambda *_: {"blocks": 0.0}):
+                    plan = planned(graph, target, 1 + seed % 2, numerics="default")
+                assert plan.tiles(winograd)
+                for at_end in (True, False):
+                    result = plan.run({"x": x}, at_end=at_end)["y"]
+                    assert np.abs(result - wanted).max() <= 1e-5 * largest, (seed, len(network))
+
+    @each_target
+    def test_activations_are_fused(self, target: Target) -> None:
+        """By every way to compute the layer."""
+        v = target.vector
+        spec = HetSpec(ConvSpec(2 * v, 2 * v, (3, 3), padding=1), 2)
+        x, weight, bias = normal(0, 1, 2 * v, 7, 9), normal(1, *spec.weight_shape), normal(2, 2 * v)
+        nodes = [
+            Node("HetConvolution", ["x", "w", "b"], ["h"], {"spec": spec}, domain=INTERNAL),
+            Node("LeakyRelu", ["h"], ["y"], {"alpha": 0.5}),
+        ]
+        graph = graph_of(nodes, {"x": x}, ["y"], {"w": weight, "b": bias})
+        sums = reference.het_conv(x, weight, bias, spec)
+        for way in ("planes", "blocks", "dense"):
+            with patch.object(lowering, "estimates", lambda *_, way=way: {way: 0.0}):
+                plan = planned(graph, target, numerics="default")
+            result = plan.run({"x": x})["y"]
+            assert np.abs(result - np.where(sums < 0, sums / 2, sums)).max() <= 1e-5 * np.abs(sums).max(), way
+
+    def test_where_residues_are_no_groups(self) -> None:
+        """What cannot be computed by residues on channel blocks, in a sentence."""
+        target = target_named("generic")
+        for spec, part, reason in (
+            (ConvSpec(8, 8, (3, 3), padding=1), 1, "part 1 is a standard convolution"),
+            (ConvSpec(12, 8, (3, 3), padding=1), 3, "part 3 does not divide 12 and 8 channels"),
+            (ConvSpec(8, 8, (3, 3), padding=1), 4, "groups must fill vectors of 4 channels"),
+            (ConvSpec(8, 8, (3, 3), padding=1, padding_mode="reflect"), 2, "padding_mode 'reflect'"),
+            (ConvSpec(8, 8, (3, 3, 3), padding=1), 2, "channel blocks have at most 2 spatial axes, not 3"),
+        ):
+            p = Problem(spec.resolve((9,) * spec.rank), (9,) * spec.rank, 1, np.dtype(np.float32), target, 1)
+            assert reason in (het_blocks.why_not(p, part) or "")
 
     def test_part_one_is_standard(self) -> None:
         x, weight = normal(0, 1, 4, 5, 5), normal(1, 6, 4, 3, 3)

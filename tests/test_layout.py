@@ -68,6 +68,11 @@ def test_pack_and_unpack_are_the_blocked_layout_and_its_inverse(target: Target, 
         call(config, layout.emit, layout.ARGUMENTS, {**values, "places": table.ctypes.data}, items, target, ranges=2)
         np.testing.assert_array_equal(back.reshape(x.shape)[:, order], x)
 
+        values = {"x": x.ctypes.data, "y": y.ctypes.data, **work, **strides("x", planar), **strides("y", block)}
+        config = layout.conversion("pack", channels, cols, target, placed=True)
+        call(config, layout.emit, layout.ARGUMENTS, {**values, "places": table.ctypes.data}, items, target, ranges=2)
+        np.testing.assert_array_equal(y.reshape(want.shape), blocked(x[:, order], v))
+
 
 @each_target
 @pytest.mark.parametrize("border", [(0, 0, 0, 0), (1, 1, 1, 1), (3, 2, 0, 17), (0, 1, 2, 0)])

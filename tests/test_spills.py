@@ -117,6 +117,7 @@ def direct_tiles(layers: list[tuple[int, int, int]], target: Target, masked: boo
         tiles.append(direct.DirectTile(rows, cols, outs, 2, planar=True))
         if masked:
             tiles.append(direct.DirectTile(rows, cols, outs, v, masked=True))
+            tiles.append(direct.DirectTile(rows, cols, outs, v, taps=False, ring=True))
     return tiles
 
 

@@ -33,7 +33,7 @@ ARGUMENTS = Arguments(
     # work: item -> (outer half of the output tiles, chunk of pixel tiles, output tile inside the half)
     "tiles_inner tiles chunks chunks_image chunk_tiles pixel_tiles col_tiles out_rows out_cols "
     "x_image x_block x_row x_tap_row x_tap_col channels taps_high taps_wide "
-    "w_out y_image y_block y_row wrap_cols r_image r_block r_row",
+    "w_out y_image y_block y_row wrap_cols r_image r_block r_row ring",
 )
 
 TABLE_COLUMNS = 5  # first input channel, first output block, offset of the weights, first and last + 1 output lane
@@ -50,6 +50,7 @@ class DirectTile:
     taps: False when the kernel is 1x1.
     wrap: the pixels are one flat row, but rows of the output (and residual) have gaps between them.
     masked: output tiles may cover lanes of another group, which are not stored.
+    ring: a tile's channels are whole blocks, which go on with the first block after the last, number ``ring``.
     epilogue: activations, and ``("residual",)`` where the residual is added.
     """
 
@@ -62,6 +63,7 @@ class DirectTile:
     taps: bool = True
     wrap: bool = False
     masked: bool = False
+    ring: bool = False
     epilogue: tuple[tuple[object, ...], ...] = ()
 
     @property
@@ -162,7 +164,10 @@ def sum_tile(
         with k.loop(0, (channel % k.v + a.channels + (k.v - 1)) // k.v):
             first = start.get()
             count = k.minimum(k.v - first % k.v, remaining.get())
-            block = k.advance(corner, first // k.v * a.x_block + first % k.v)
+            number = first // k.v
+            if tile.ring:
+                number = k.choose(number < a.ring, number, number - a.ring)
+            block = k.advance(corner, number * a.x_block + first % k.v)
             if tile.taps:
                 with k.loop(0, a.taps_high) as tap_row, k.loop(0, a.taps_wide) as tap_col:
                     run(k.advance(block, tap_row * a.x_tap_row + tap_col * a.x_tap_col), count)

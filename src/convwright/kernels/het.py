@@ -101,7 +101,7 @@ def emit(tile: HetTile, target: Target) -> ir.Module:
 
 
 def _sum_tile(k: Kernel, a: Reader, tile: planar.PlanarTile, what: HetSum, corner: Int) -> list[list[ir.Value]]:
-    """The sums ``[out][vector]``."""
+    """The sums ``[out][vector]``, epilogue applied."""
     sums = []
     for out in range(tile.outs):
         initial = k.broadcast(k.load_scalar(what.bias, out))
@@ -116,4 +116,4 @@ def _sum_tile(k: Kernel, a: Reader, tile: planar.PlanarTile, what: HetSum, corne
         here.set(k.advance(x, a.next_own))
     with k.loop(0, what.others) as other:
         planar.add_tap(k, a, tile, k.advance(start, k.load_int(what.singles, other)), weights, sums)
-    return [[accumulator.get() for accumulator in accumulators] for accumulators in sums]
+    return planar.finished(k, tile, sums)

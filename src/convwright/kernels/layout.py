@@ -33,7 +33,7 @@ class Layout:
     whole: some block has all its channels.
     tail: channels of the last block where it is partial, else 0.
     narrow: rows are shorter than a vector.
-    placed: an unpacked channel becomes a plane that a table tells, not the next one.
+    placed: the planar side's plane of a channel is one that a table tells, not the next one.
     """
 
     kind: str
@@ -68,8 +68,9 @@ def emit(layout: Layout, target: Target) -> ir.Module:
     with k.loop(k.begin, k.end) as item:
         plane, chunk = item // a.chunks, item % a.chunks
         image, plane = plane // a.planes, plane % a.planes
-        x_plane = plane * k.v if layout.kind == "pack" else plane
-        y_plane = 0 if layout.placed else plane * k.v if layout.kind == "unpack" else plane
+        planar = 0 if layout.placed else plane * k.v
+        x_plane = planar if layout.kind == "pack" else plane
+        y_plane = planar if layout.kind == "unpack" else plane
         x = k.advance(a.x, image * a.x_image + x_plane * a.x_plane)
         y = k.advance(a.y, image * a.y_image + y_plane * a.y_plane)
         rows = a.top + a.rows + a.bottom if layout.kind == "pad" else a.rows
@@ -110,12 +111,12 @@ def _convert_rows(
     """Rows ``first <= row < last`` of block ``plane``, which has ``lanes`` channels."""
 
     def tile(x: ir.Value, y: ir.Value, left: Integer, cols: Int | None) -> None:
-        if layout.kind == "pack":
-            _pack_tile(k, a, x, y, left, lanes, cols)
-        elif layout.placed:
-            _unpack_tile(k, x, y, left, [k.load_int(a.places, plane * k.v + lane) for lane in range(lanes)], cols)
+        packs = layout.kind == "pack"
+        if layout.placed:
+            planes = [k.load_int(a.places, plane * k.v + lane) for lane in range(lanes)]
         else:
-            _unpack_tile(k, x, y, left, [a.y_plane * lane for lane in range(lanes)], cols)
+            planes = [(a.x_plane if packs else a.y_plane) * lane for lane in range(lanes)]
+        (_pack_tile if packs else _unpack_tile)(k, x, y, left, planes, cols)
 
     with k.loop(first, last) as row:
         x_row, y_row = k.advance(x, row * a.x_row), k.advance(y, row * a.y_row)
@@ -126,11 +127,11 @@ def _convert_rows(
                 tile(x_row, y_row, k.minimum(col, a.cols - k.v), None)
 
 
-def _pack_tile(k: Kernel, a: Reader, x: ir.Value, y: ir.Value, left: Integer, lanes: int, cols: Int | None) -> None:
-    """``cols`` pixels (None: ``v``) from ``left`` on: rows of channels become pixels; channels past ``lanes`` are 0."""
+def _pack_tile(k: Kernel, x: ir.Value, y: ir.Value, left: Integer, planes: Sequence[Int], cols: Int | None) -> None:
+    """``cols`` pixels (None: ``v``) from ``left`` on: rows of channels become pixels; lanes past ``planes`` are 0."""
     mask = None if cols is None else k.mask(0, cols)
-    rows = [k.load(x, a.x_plane * lane + left, mask) for lane in range(lanes)]
-    rows += [k.splat(0.0)] * (k.v - lanes)
+    rows = [k.load(x, plane + left, mask) for plane in planes]
+    rows += [k.splat(0.0)] * (k.v - len(planes))
     for pixel, vector in enumerate(transpose(k, rows)):
         place = left * k.v + pixel * k.v
         if cols is None or pixel == 0:

@@ -326,6 +326,11 @@ def _sum_tile(k: Kernel, a: Reader, tile: PlanarTile, what: Sum, corner: Int) ->
             with k.loop(0, what.taps) as tap:
                 step(k, a, tile, k.advance(x, k.load_int(what.offsets, tap)), weights, sums)
         here.set(k.advance(x, a.channel))
+    return finished(k, tile, sums)
+
+
+def finished(k: Kernel, tile: PlanarTile, sums: list[list[Variable]]) -> list[list[ir.Value]]:
+    """The vectors of sums, epilogue applied."""
     results = []
     for accumulators in sums:
         vectors = [accumulator.get() for accumulator in accumulators]

@@ -198,12 +198,19 @@ class Builder:
         source = self.plain(name)
         if source.dtype != _FLOAT or not 2 <= len(source.shape) <= 4:
             raise ConvwrightError(f"value {name!r} of type {source.dtype}{list(source.shape)} has no blocked layout")
-        value = self.blocked_room(source.shape, self.halos.get(name, NO_HALO))
+        return self.pack(name, self.halos.get(name, NO_HALO))
+
+    def pack(self, name: str, halo: Halo, places: np.ndarray | None = None) -> Value:
+        """The row-major value ``name`` in channel blocks.
+
+        ``places``: the channel of the array that each of the result's is; None: its own.
+        """
+        source = self.plain(name)
+        value = self.blocked_room(source.shape, halo)
         high, wide = value.size
-        joined = value.flat
-        rows, cols = (1, high * wide) if joined else (high, wide)
-        tile = layout_kernels.conversion("pack", value.channels, cols, self.target)
-        self._convert("pack", tile, source, value, rows, cols, high * wide)
+        rows, cols = (1, high * wide) if value.flat else (high, wide)
+        tile = layout_kernels.conversion("pack", value.channels, cols, self.target, places is not None)
+        self._convert("pack", tile, source, value, rows, cols, high * wide, self._planes(places, high * wide))
         return value
 
     def unpack(self, of: str, name: str, places: np.ndarray | None = None) -> None:
@@ -216,9 +223,12 @@ class Builder:
         high, wide = source.size
         rows, cols = (1, high * wide) if source.flat else (high, wide)
         tile = layout_kernels.conversion("unpack", source.channels, cols, self.target, places is not None)
-        table = None if places is None else self.static(places.astype(np.int64) * (high * wide))
-        self._convert("unpack", tile, source, value, rows, cols, high * wide, table)
+        self._convert("unpack", tile, source, value, rows, cols, high * wide, self._planes(places, high * wide))
         self.values[name, False] = value
+
+    def _planes(self, places: np.ndarray | None, plane: int) -> Ref | None:
+        """The table of a placed conversion."""
+        return None if places is None else self.static(places.astype(np.int64) * plane)
 
     def _convert(
         self, name: str, tile: Any, x: Value, y: Value, rows: int, cols: int, plane: int, places: Ref | None = None

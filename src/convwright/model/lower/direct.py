@@ -141,7 +141,7 @@ def _lower_direct(b: Builder, layer: Layer, g: Geometry, x: Value, planar: bool 
         "y_image": 0 if by_image else y.image, "y_block": y.block, "y_row": y.image if by_image else y.row,
         "wrap_cols": g.out_size[1],
         "r_image": residual.image if residual and not by_image else 0, "r_block": residual.block if residual else 0,
-        "r_row": (residual.image if by_image else residual.row) if residual else 0,
+        "r_row": (residual.image if by_image else residual.row) if residual else 0, "ring": 0,
     }  # fmt: skip
     why = _why(g, shape, planar)
     reads = [x, residual] if residual else [x]

@@ -13,7 +13,7 @@ from convwright.graph.graph import INTERNAL
 from convwright.kernels import het
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.lower import channels, conv, planar
+from convwright.model.lower import channels, conv, het_blocks, planar, winograd
 from convwright.model.problem import Problem
 from convwright.model.values import NO_HALO, Buffer, Ref
 from convwright.spec import HetSpec
@@ -55,25 +55,36 @@ def form_of(p: Problem, part: int) -> tuple[planar.Form, tuple[Tile, ...], int]:
     return form, tuple(tiles), parts
 
 
-_WORTH = 0.85  # the estimated time, as a part of the own kernel's, below which twice the weights are worth it
+_WORTH = 0.85  # the estimated time, as a part of the others', below which a dense layer's larger weights are worth it
 _STAGING = 0.04  # of a dense layer's time: what the kernel spends besides multiply-adds, measured
 
 
 def lower(b: Builder, layer: Layer) -> None:
-    """On the kernel of its own, or where an algorithm of fewer multiplications is faster still, as a dense layer."""
+    """The least estimate of: the kernel on planes; by residues on channel blocks; an algorithm of fewer multiplications
+    for the dense layer, with zeros where no weight is read."""
     x, spec = layer.node.inputs[0], layer.node.attributes["spec"]
     shape = b.shape(x)
     p = Problem(
         spec.conv.resolve(shape[2:]), shape[2:], shape[0], b.types[x].dtype, b.target, b.threads, b.numerics,
         plain_input=x in b.graph.inputs, plain_output=layer.output in b.graph.outputs,
     )  # fmt: skip
+    costs = estimates(p, spec)
+    choice = min(costs, key=lambda name: costs[name])
+    {"planes": _lower_own, "blocks": het_blocks.lower, "dense": _lower_dense}[choice](b, layer, spec, p)
+
+
+def estimates(p: Problem, spec: HetSpec) -> dict[str, float]:
+    """Cycles on each of the threads, by the way to compute the layer; ``p``: the dense problem."""
+    planes = planar.form_of(p).cycles * (spec.macs(p.size) / spec.conv.macs(p.size) + _STAGING)
+    found = {"planes": planes + conv.conversion_cycles(planar.ROW, p)}
+    if het_blocks.why_not(p, spec.part) is None:
+        turned = conv.conversion_cycles(winograd.ROW, replace(p, plain_input=True, plain_output=True))  # once each way
+        found["blocks"] = het_blocks.cycles(p, spec.part) + turned
     row = conv.algorithm_of(p)
-    own = planar.form_of(p).cycles * (spec.macs(p.size) / spec.conv.macs(p.size) + _STAGING)
     # Direct sums would turn an infinite input into NaN where its weight is not read; these two spread it anyway.
-    if row.name in ("winograd", "fft") and conv.cost(row, p) < _WORTH * own:
-        _lower_dense(b, layer, spec, p)
-    else:
-        _lower_own(b, layer, spec)
+    if row.name in ("winograd", "fft"):
+        found["dense"] = conv.cost(row, p) / _WORTH
+    return found
 
 
 def _lower_dense(b: Builder, layer: Layer, spec: HetSpec, p: Problem) -> None:
@@ -103,11 +114,10 @@ def _read(spec: HetSpec) -> np.ndarray:
     return read
 
 
-def _lower_own(b: Builder, layer: Layer, spec: HetSpec) -> None:
+def _lower_own(b: Builder, layer: Layer, spec: HetSpec, p: Problem) -> None:
     node = layer.node
     x = b.plain(node.inputs[0])
     dense, size = spec.conv.resolve(x.shape[2:]), x.shape[2:]
-    p = Problem(dense, size, x.n, x.dtype, b.target, b.threads, b.numerics)
     form, tiles, parts = form_of(p, spec.part)
     y = b.new_plain(layer.output)
     deep, high, wide = form.axes
@@ -158,7 +168,7 @@ def _lower_own(b: Builder, layer: Layer, spec: HetSpec) -> None:
         "out_at": form.out_at, "out_plane": form.out_plane, "scratch_thread": form.scratch,
         "kernel_taps": len(taps), "next_own": spec.part * form.channel,
     }  # fmt: skip
-    kernel = het.HetTile(form.tile)
+    kernel = het.HetTile(replace(form.tile, epilogue=layer.epilogue))
     why = f"part {spec.part}: {form.tile.outs} filters by {form.tile.rows}x{form.tile.cols} vectors"
     items = x.n * parts * slice_strips * strips
     b.step(kernel.name(b.target), het, kernel, arguments, items, [x], [y], why, spec.macs(x.shape[2:], x.n))
