@@ -46,7 +46,8 @@ from convwright.graph.rewrites import simplify
 from convwright.graph.shapes import Inferred, infer
 from convwright.kernels.activations import ROWS as ACTIVATIONS
 from convwright.model.fuse import layers_of
-from convwright.runtime.machine import ceilings, describe
+from convwright.runtime.ceilings import ceilings
+from convwright.runtime.machine import describe
 
 OURS = "convwright"
 SHARE = 0.6  # of the ceiling

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from convwright.runtime import machine
-from convwright.runtime.machine import caches, ceilings, cores, describe
+from convwright.runtime.ceilings import ceilings
+from convwright.runtime.machine import caches, cores, describe
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="affinity and cgroups")
 

@@ -22,6 +22,7 @@ _VERBS = {
     "receptive-field": "Show how much of the input each layer sees, and where it lies.",
     "explain": "Show each layer's kernel, why it was chosen, and what it costs.",
     "conv": "Show what one convolution costs, and every algorithm for it.",
+    "machine": "Show what this machine has, and how fast it goes at best.",
     "kinds": "Show the kinds of convolution, with formulas for what they cost.",
 }
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
+from typing import Any
 
 from convwright.errors import ConvwrightError
 from convwright.graph.convolutions import spec_of
@@ -14,9 +16,13 @@ from convwright.graph.shapes import Inferred
 from convwright.spec import ConvSpec
 
 Shape = tuple[int, ...]
+Attributes = tuple[tuple[str, Any], ...]
 
 BIAS = {"Conv": 2, "ConvTranspose": 2, "Convolution": 2, "HetConvolution": 2, "DeformConv": 3, "QLinearConv": 8}
 """Which input of a convolution is its bias."""
+
+_SHAPING = ("auto_pad", "dilations", "group", "output_padding", "output_shape", "pads", "spec", "strides")
+"""The attributes that a convolution's specification is made of."""
 
 REQUANTISED = 3
 """Elementwise operations for each element of a requantised result: scale, add the zero point, clip."""
@@ -65,10 +71,10 @@ def _convolution(view: View) -> Count:
     weights = view.shape(3 if node.op == "QLinearConv" else 1)
     extra = prod(view.out) if node.input(BIAS.get(node.op, len(node.inputs))) else 0
     try:
-        spec, size = _described(node, shape, weights)
+        attributes = tuple((name, node.attributes[name]) for name in _SHAPING if name in node.attributes)
+        spec, macs = _multiplied(node.op, node.domain, attributes, shape, weights)
     except ConvwrightError as error:
         return Count("not counted", 0, extra, str(error), prod(view.out) * prod(weights[1:]))
-    macs = spec.macs(size, shape[0]) if prod(shape) else 0
     if node.op == "DeformConv":
         # Each sample is interpolated from two points an axis, and scaled where there is a mask.
         samples = shape[0] * shape[1] * prod(weights[2:]) * prod(view.out[2:])
@@ -76,6 +82,13 @@ def _convolution(view: View) -> Count:
     if node.op == "QLinearConv":
         return Count("integer", macs, extra + REQUANTISED * prod(view.out))
     return Count("integer" if node.op == "ConvInteger" else spec.kind, macs, extra)
+
+
+@lru_cache(maxsize=1024)
+def _multiplied(op: str, domain: str, attributes: Attributes, shape: Shape, weights: Shape) -> tuple[ConvSpec, int]:
+    """The specification and its MACs; remembered, for networks repeat their layers."""
+    spec, size = _described(Node(op, ["x", "weight"], ["y"], dict(attributes), domain=domain), shape, weights)
+    return spec, spec.macs(size, shape[0]) if prod(shape) else 0
 
 
 def _described(node: Node, shape: Shape, weights: Shape) -> tuple[ConvSpec, Shape]:

@@ -18,7 +18,7 @@ from convwright.functional.convolution import conv, conv_transpose
 from convwright.model.lower.conv import ROWS, cost
 from convwright.model.problem import Algorithm, Problem
 from convwright.model.report import render
-from convwright.runtime.machine import cycle_seconds
+from convwright.runtime.ceilings import cycle_seconds
 from convwright.runtime.team import check_threads
 from convwright.spec import ConvSpec
 from convwright.spec.checks import checked_int, show

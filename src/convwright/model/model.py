@@ -22,7 +22,7 @@ from convwright.graph.rewrites import simplify
 from convwright.model.plan import make_program
 from convwright.model.report import Explanation, Profile, StepReport, median, share_of_limit
 from convwright.model.weights import Weights
-from convwright.runtime.machine import ceilings
+from convwright.runtime.ceilings import ceilings
 from convwright.runtime.program import Arena, Program
 from convwright.runtime.team import check_threads, team_of
 

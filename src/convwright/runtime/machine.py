@@ -1,30 +1,18 @@
-"""What this machine is: cores, caches, instruction set, and how fast it can go at best.
-
-The ceilings are measured, with kernels generated like any other: a chain of fused multiply-adds that touches no memory,
-and a sum over a buffer that no cache holds (S. Williams et al., Roofline, CACM 52(4), 2009).
-"""
+"""What this machine is: cores, caches, instruction set. How fast it can go at best is measured in `ceilings`."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.metadata
 import os
 import platform
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
-import numpy as np
-from numpy.typing import NDArray
 
 import convwright
-from convwright.codegen.jit import compile_kernel
-from convwright.codegen.lang import Kernel
 from convwright.codegen.target import Target, host_target
 
 _ROOT = Path("/")
@@ -175,148 +163,3 @@ def _version(library: str) -> str | None:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-# -- ceilings ----------------------------------------------------------------------------------------------------------
-
-_signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-
-_FMA_REPEATS, _READ_REPEATS = 15, 12
-_FMA_SECONDS = 0.004  # of one measurement: short, to fit between interruptions
-# Two multiply-adds a cycle of four or five cycles' latency need ten sums that do not wait for each other.
-_CHAINS = {32: 24, 16: 12}
-_READ_SUMS = 8
-# A third level larger than that is shared with many other cores; 64 to 512 MiB read at the same speed, and touching
-# fresh memory is what takes the time.
-_LARGEST_BUFFER = 128 << 20
-
-
-def _build_fma(target: Target) -> Any:
-    """args: factor vectors a, b; result. Each item is one multiply-add for every chain."""
-    k = Kernel(target)
-    a, b = k.load(k.pointer(0), 0), k.load(k.pointer(0), k.v)
-    sums = [k.variable(k.load(k.pointer(0), k.v * (2 + chain))) for chain in range(_CHAINS[target.registers])]
-    with k.loop(k.begin, k.end):
-        for total in sums:
-            total.set(k.fma(total.get(), a, b))
-    for chain, total in enumerate(sums):
-        k.store(total.get(), k.pointer(1), k.v * chain)
-    return k.finish()
-
-
-def _build_read(target: Target) -> Any:
-    """args: buffer; result. Each item is `_READ_SUMS` vectors, added to as many sums."""
-    k = Kernel(target)
-    sums = [k.variable(k.splat(0.0)) for _ in range(_READ_SUMS)]
-    with k.loop(k.begin, k.end) as item:
-        for part, total in enumerate(sums):
-            total.set(k.add(total.get(), k.load(k.pointer(0), (item * _READ_SUMS + part) * k.v)))
-    for part, total in enumerate(sums):
-        k.store(total.get(), k.pointer(1), k.v * part)
-    return k.finish()
-
-
-@functools.cache
-def ceilings(threads: int) -> tuple[float, float]:
-    """What `threads` threads together reach at best: float32 operations a second, and bytes a second read from memory.
-
-    A multiply-add is two operations. Takes under a second and is remembered by the process. The best of several
-    measurements, not their median: what other programs take away does not lower a ceiling.
-    """
-    target = host_target()
-    return _fma_ceiling(target, threads), _read_ceiling(target, threads)
-
-
-@functools.cache
-def cycle_seconds() -> float:
-    """What estimates of kernels call a cycle of a core: the time of two vectors of multiply-adds, measured.
-
-    A CPU that does one such vector in each of its own cycles, as Zen 4 with AVX-512, has cycles twice as long here.
-    """
-    target = host_target()
-    return 2 * 2 * target.vector / _fma_ceiling(target, 1)
-
-
-def _fma_ceiling(target: Target, threads: int) -> float:
-    chains = _CHAINS[target.registers]
-    run = _signature(compile_kernel("ceiling-fma", lambda: _build_fma(target), target))
-    # total = total * 0.5 + 0.5 stays at 1: no overflow, and no denormals, which are slow.
-    factors = np.full(target.vector * (2 + chains), 1.0, np.float32)
-    factors[: 2 * target.vector] = 0.5
-    results = [np.zeros(target.vector * chains, np.float32) for _ in range(threads)]
-    args = [np.array([factors.ctypes.data, result.ctypes.data], np.int64) for result in results]
-
-    items = 10_000
-
-    def multiply(thread: int) -> None:
-        run(args[thread].ctypes.data, 0, items, thread)
-
-    starts, ends = _times(multiply, 1, _FMA_REPEATS)
-    items = max(items, int(items * _FMA_SECONDS / (ends - starts).min()))
-    starts, ends = _times(multiply, threads, _FMA_REPEATS)
-    # Cores do not share their arithmetic: each thread's own best counts, whenever it was.
-    seconds = (ends - starts).min(axis=0)
-    return float((2.0 * items * chains * target.vector / seconds).sum())
-
-
-def _read_ceiling(target: Target, threads: int) -> float:
-    run = _signature(compile_kernel("ceiling-read", lambda: _build_read(target), target))
-    item_floats = target.vector * _READ_SUMS
-    items = _buffer_bytes() // 4 // item_floats // threads * threads
-    buffer = np.empty(items * item_floats, np.float32)
-    share = items // threads
-    results = [np.zeros(item_floats, np.float32) for _ in range(threads)]
-    args = [np.array([buffer.ctypes.data, result.ctypes.data], np.int64) for result in results]
-
-    def fill(thread: int) -> None:
-        buffer[thread * share * item_floats :][: share * item_floats].fill(0.0)
-
-    def read(thread: int) -> None:
-        run(args[thread].ctypes.data, thread * share, (thread + 1) * share, thread)
-
-    # Pages never written are all the same page of zeros: the buffer is filled, by the threads that read it.
-    _times(fill, threads, 1)
-    starts, ends = _times(read, threads, _READ_REPEATS)
-    return float(buffer.nbytes / (ends.max(axis=1) - starts.min(axis=1)).min())
-
-
-def _buffer_bytes() -> int:
-    """More than the caches hold, in so far as memory and patience allow."""
-    sizes = caches()
-    wanted = max(64 << 20, 8 * sizes.l2, 2 * sizes.l3)
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        memory = 2 << 30
-    return min(wanted, _LARGEST_BUFFER, memory // 8)
-
-
-def _times(
-    work: Callable[[int], object], threads: int, repeats: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """When each of `threads` threads began and ended `work(thread)`, all at once: two arrays `[repeat][thread]`."""
-    together = threading.Barrier(threads)
-    starts = np.zeros((repeats, threads))
-    ends = np.zeros((repeats, threads))
-    failures: list[BaseException] = []
-
-    def body(thread: int) -> None:
-        try:
-            for repeat in range(repeats):
-                together.wait()
-                starts[repeat, thread] = time.perf_counter()
-                work(thread)
-                ends[repeat, thread] = time.perf_counter()
-        except BaseException as error:
-            failures.append(error)
-            together.abort()
-
-    others = [threading.Thread(target=body, args=(thread,)) for thread in range(1, threads)]
-    for other in others:
-        other.start()
-    body(0)
-    for other in others:
-        other.join()
-    if failures:
-        raise failures[0]
-    return starts, ends
