@@ -134,6 +134,18 @@ def test_quantised_weights_are_parameters_of_one_byte() -> None:
     assert [layer.elementwise for layer in found] == [30, 20, 12]
 
 
+def test_scales_of_fake_quantised_weights_are_no_parameters() -> None:
+    nodes = [
+        node("QuantizeLinear", "w s z", "q", axis=0), node("DequantizeLinear", "q s z", "v", axis=0),
+        node("Transpose", "v", "t", perm=[0, 2, 1]), node("Conv", "x t", "y"),
+    ]  # fmt: skip
+    constants: dict[str, Any] = {
+        "s": np.full(4, 0.1, np.float32), "z": np.zeros(4, np.int8), "w": np.ones((4, 3, 2), np.float32),
+    }  # fmt: skip
+    (layer,) = cw.cost(read(model(nodes, {"x": (1, 2, 5)}, constants)))
+    assert (layer.op, layer.parameters, layer.bytes_weights) == ("Conv", 24, 96)
+
+
 def test_quantised_operators() -> None:
     point: dict[str, Any] = {"s": np.float32(0.1), "z": np.uint8(0)}
     weight: dict[str, Any] = {"w": np.ones((4, 2, 3), np.uint8), "b": np.ones(4, np.int32)}

@@ -59,7 +59,7 @@ class Constants:
                 # Exporters give one of these to each parameter that has the values of another.
                 self._roots[name] = (name,)
             elif name:
-                others = () if node.op == "DequantizeLinear" else node.inputs[1:]
+                others = () if node.op in SETTINGS else node.inputs[1:]
                 roots = [*self._roots.get(node.input(0), ()), *(root for other in others for root in self._real(other))]
                 self._roots[name] = tuple(dict.fromkeys(roots))
         return True
