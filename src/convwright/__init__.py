@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from convwright import networks
     from convwright.cost.analysis import cost
     from convwright.cost.receptive_field import ReceptiveField, receptive_field, receptive_fields
+    from convwright.cost.roofline import roofline
     from convwright.errors import ConvwrightError
     from convwright.functional import (
         algorithms,
@@ -40,12 +41,13 @@ __version__ = "0.1.0"
 __all__ = [
     "ConvSpec", "ConvwrightError", "Graph", "Model", "ReceptiveField", "__version__", "algorithms", "channel_shuffle",
     "col2im", "compile", "conv", "conv_integer", "conv_matrix", "conv_transpose", "cost", "deform_conv", "het_conv",
-    "im2col", "load", "mix_conv", "networks", "qlinear_conv", "receptive_field", "receptive_fields", "separable_conv",
-    "spatial_conv",
+    "im2col", "load", "mix_conv", "networks", "qlinear_conv", "receptive_field", "receptive_fields", "roofline",
+    "separable_conv", "spatial_conv",
 ]  # fmt: skip
 
 _NAMES = {
     "convwright.cost.receptive_field": "ReceptiveField receptive_field receptive_fields",
+    "convwright.cost.roofline": "roofline",
     "convwright.errors": "ConvwrightError",
     "convwright.functional": "algorithms channel_shuffle conv conv_integer conv_transpose deform_conv het_conv "
     "mix_conv qlinear_conv separable_conv spatial_conv",
