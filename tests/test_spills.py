@@ -24,6 +24,7 @@ from convwright.codegen.jit import assembly
 from convwright.codegen.target import NAMES, Target, target_named
 from convwright.kernels import (
     depthwise,
+    depthwise_planes,
     direct,
     elementwise,
     integer,
@@ -33,6 +34,7 @@ from convwright.kernels import (
     pool,
     winograd,
 )
+from convwright.model.lower import depthwise_planes as depthwise_planes_lowering
 from convwright.model.lower import integer_channels
 from convwright.model.lower import integer_planes as integer_planes_lowering
 from convwright.model.lower import planar as planar_lowering
@@ -202,6 +204,22 @@ def test_planar(target: Target, element: str) -> None:
         tiles[planar_lowering.form_of(planar_lowering.joined(Problem(spec, size, 1, dtype, target, 2))).tile] = None
     # Rows are woven together outside the sums: what is held there is no sum.
     assert not spilling(planar, tiles, target)
+
+
+def test_depthwise_planes() -> None:
+    """Where it is chosen: masks that are vectors of their own fill other targets' registers."""
+    target = target_named("avx512")
+    tiles: dict[depthwise_planes.DepthwisePlanesTile, None] = {}
+    layers: list[tuple[tuple[int, ...], int, int]] = [
+        ((size, size), kernel, 1) for size in (112, 28, 14, 7) for kernel in (3, 5, 7)
+    ]
+    layers += [((56, 56), 3, 2), ((56, 56), 5, 2), ((56, 56), 3, 3), ((1000,), 3, 1), ((1000,), 3, 2)]
+    for size, kernel, stride in (*layers, ((4, 14, 14), 3, 1), ((16, 56, 56), 3, 2)):
+        spec = ConvSpec(8, 8, (kernel,) * len(size), stride=stride, padding=kernel // 2, groups=8)
+        form = depthwise_planes_lowering.form_of(Problem(spec, size, 1, np.dtype(np.float32), target, 2))
+        assert form is not None
+        tiles[form.tile] = None
+    assert not spilling(depthwise_planes, tiles, target)
 
 
 @all_targets

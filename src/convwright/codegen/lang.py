@@ -287,6 +287,10 @@ class Kernel:
             return below
         return self.b.and_(below, self.b.icmp_signed(">=", ids, self.int_broadcast(low)))
 
+    def mask_of_bits(self, bits: Int) -> ir.Value:
+        """The lanes whose bit of the number is set, lane 0 the lowest."""
+        return self.b.bitcast(self.b.trunc(bits.value, ir.IntType(self.v)), self.mask_type)
+
     def gather(self, pointer: ir.Value, indices: ir.Value, mask: ir.Value | None = None) -> ir.Value:
         """The elements at ``pointer[indices[lane]]``; ``indices`` is a vector of int32."""
         addresses = self.b.gep(pointer, [indices], source_etype=self.scalar_type)

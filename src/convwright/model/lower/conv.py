@@ -12,7 +12,18 @@ from convwright.errors import ConvwrightError
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
-from convwright.model.lower import channels, depthwise, direct, fft, im2col, planar, subpixel, transposed, winograd
+from convwright.model.lower import (
+    channels,
+    depthwise,
+    depthwise_planes,
+    direct,
+    fft,
+    im2col,
+    planar,
+    subpixel,
+    transposed,
+    winograd,
+)
 from convwright.model.problem import Algorithm, Problem, choose, problem_of
 from convwright.model.values import Halo
 from convwright.runtime.machine import caches
@@ -20,6 +31,7 @@ from convwright.runtime.machine import caches
 ROWS: tuple[Algorithm, ...] = (
     direct.ROW,
     depthwise.ROW,
+    depthwise_planes.ROW,
     winograd.ROW,
     winograd.DEEP,
     transposed.ROW,
