@@ -12,10 +12,12 @@ its name, `from_state_dict` fills one with the weights that PyTorch has.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from convwright.errors import ConvwrightError
@@ -25,8 +27,20 @@ if TYPE_CHECKING:
     from convwright.networks.state_dict import from_state_dict
 
 TABLE: dict[str, tuple[str, dict[str, Any]]] = {
+    "alexnet": ("alexnet", {}),
+    "alexnet_grouped": ("alexnet", {"variant": "grouped"}),
+    "alexnet_ungrouped": ("alexnet", {"variant": "ungrouped"}),
     **{f"vgg{depth}": ("vgg", {"depth": depth}) for depth in (11, 13, 16, 19)},
     **{f"vgg{depth}_bn": ("vgg", {"depth": depth, "batch_norm": True}) for depth in (11, 13, 16, 19)},
+    "inception_v2": ("inception_v2", {}),
+    "inception_v3": ("inception_v3", {}),
+    "squeezenet1_0": ("squeezenet", {"version": "1.0"}),
+    "squeezenet1_1": ("squeezenet", {"version": "1.1"}),
+    **{f"resnet{depth}": ("resnet", {"depth": depth}) for depth in (18, 34, 50, 101, 152)},
+    **{f"resnet{depth}_v1": ("resnet", {"depth": depth, "stride_first": True}) for depth in (50, 101, 152)},
+    "resnext50_32x4d": ("resnet", {"depth": 50, "groups": 32, "group_width": 4}),
+    "resnext101_32x8d": ("resnet", {"depth": 101, "groups": 32, "group_width": 8}),
+    "xception": ("xception", {}),
 }
 """By the network's name: the function that builds it, which lies in the file of the same name, and its arguments."""
 
@@ -65,3 +79,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*__all__, *TABLE})
+
+
+class _Package(ModuleType):
+    """Where a network has the name of its file, the attribute of this package is the network."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system binds a submodule that it has loaded to the package.
+        if not (name in TABLE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -31,7 +31,7 @@ def from_state_dict(name: str, weights: Mapping[str, Any], **options: Any) -> Gr
     """
     graph = build(name, **{**options, "seed": None})
     wanted = {key: array for key, array in graph.constants.items() if array.dtype.kind == "f" and array.ndim}
-    given = {_renamed(name, key): value for key, value in weights.items()}
+    given = {key if key in wanted else _renamed(name, key): value for key, value in weights.items()}
     given = {key: value for key, value in given.items() if key and not _NOT_USED.search(key)}
     missing = [key for key in wanted if key not in given]
     if missing:
@@ -39,7 +39,7 @@ def from_state_dict(name: str, weights: Mapping[str, Any], **options: Any) -> Gr
     surplus = [key for key in given if key not in wanted]
     if surplus:
         raise ConvwrightError(f"network {name!r}: it has no {_few(surplus)}")
-    arrays = {key: _array(key, given[key]) for key in wanted}
+    arrays = {key: _array(key, given[key], wanted[key].shape) for key in wanted}
     wrong = [
         f"{key} {arrays[key].shape} for {array.shape}"
         for key, array in wanted.items()
@@ -55,7 +55,7 @@ def _renamed(name: str, key: str) -> str:
     """The name that this network's graph has for a parameter, `""` for what it does without.
 
     A network's file may have `RENAMES`: pairs of a regular expression and what stands for its matches, applied in
-    order, with which names of the other library become those of the graph.
+    order, with which names that the graph does not have, those of another library, become the graph's.
     """
     module = import_module(f"convwright.networks.{TABLE[name][0]}")
     for pattern, replacement in getattr(module, "RENAMES", ()):
@@ -63,12 +63,17 @@ def _renamed(name: str, key: str) -> str:
     return key
 
 
-def _array(key: str, value: Any) -> np.ndarray[Any, Any]:
-    """The values as float32; a PyTorch tensor gives its own away without that library being imported here."""
+def _array(key: str, value: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """The values as float32; a PyTorch tensor gives its own away without that library being imported here.
+
+    What timm writes as a convolution over the whole of its input becomes the fully connected layer that it is.
+    """
     value = value.detach().cpu().float().numpy() if hasattr(value, "detach") else np.asarray(value)
     if value.dtype.kind not in "fiu":
         raise ConvwrightError(f"weights {key!r} are {value.dtype}, not numbers")
-    return np.array(value, np.float32, order="C")
+    array = np.array(value, np.float32, order="C")
+    whole = array.ndim == 4 and len(shape) == 2 and array.shape[0] == shape[0] and array.size == shape[0] * shape[1]
+    return array.reshape(shape) if whole else array
 
 
 def _few(items: list[str]) -> str:

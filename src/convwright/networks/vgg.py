@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from convwright.graph import Graph
 from convwright.networks.assembly import Assembly
+from convwright.networks.blocks import stack
 
 _STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+RENAMES = (
+    (r"^pre_logits\.fc1\.", "classifier.0."),
+    (r"^pre_logits\.fc2\.", "classifier.3."),
+    (r"^head\.fc\.", "classifier.6."),
+)
+"""From timm's names."""
 _WIDTHS = (64, 128, 256, 512, 512)
 
 
@@ -19,15 +26,12 @@ def vgg(depth: int, *, batch_norm: bool = False, classes: int = 1000, size: int 
     x = net.input
     with net.scope("features"):
         index = 0
+        step = 3 if batch_norm else 2
         for width, convolutions in zip(_WIDTHS, _STAGES[depth], strict=True):
-            for _ in range(convolutions):
-                x = net.conv(str(index), x, width, 3, padding=1, bias=True)
-                if batch_norm:
-                    x = net.batch_norm(str(index + 1), x)
-                index += 2 + batch_norm
-                x = net.relu(x, str(index - 1))
-            x = net.max_pool(x, 2, 2, name=str(index))
-            index += 1
+            pool = index + step * convolutions
+            names = [[str(start + each) for each in range(step)] for start in range(index, pool, step)]
+            x = net.max_pool(stack(net, x, names, width), 2, 2, name=str(pool))
+            index = pool + 1
     x = net.flatten(net.adaptive_average_pool(x, (7, 7), "avgpool"))
     with net.scope("classifier"):
         x = net.relu(net.linear("0", x, 4096), "1")

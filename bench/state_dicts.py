@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Run the built-in networks with weights of torchvision's and timm's definitions, beside those definitions.
+
+    pip install torch==2.13.0 onnx onnxruntime pillow pyyaml safetensors huggingface_hub tqdm
+    pip install --no-deps torchvision timm
+    python bench/state_dicts.py [NAME ...] [--golden tests/golden/state_dicts.json]
+
+Each network is built by the other library with random weights and batch norms that do something; its state dict goes
+through `cw.networks.from_state_dict`, and the answers of convwright and of onnxruntime, which runs the same graph from a
+file, are compared with PyTorch's: the largest difference over the largest answer. With --golden nothing runs: a checksum
+of the names and shapes in each state dict is written, which the tests compare with the graphs' own.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from export_networks import randomised, timm, torchvision
+from torch import nn
+
+TOLERANCE = 1e-5
+
+TORCHVISION = [
+    "alexnet", *(f"vgg{depth}{norm}" for norm in ("", "_bn") for depth in (11, 13, 16, 19)), "squeezenet1_0",
+    "squeezenet1_1", *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)), "resnext50_32x4d", "resnext101_32x8d",
+]  # fmt: skip
+TIMM = {
+    **{name: name for name in ("vgg11", "vgg16", "vgg19_bn", "inception_v3", "resnet50", "resnext50_32x4d")},
+    "xception": "legacy_xception",
+}
+NETWORKS: dict[tuple[str, str], Callable[[], nn.Module]] = {
+    **{(name, "torchvision"): torchvision(name) for name in TORCHVISION},
+    ("inception_v3", "torchvision"): torchvision("inception_v3", init_weights=False),
+    **{(name, "timm"): timm(theirs) for name, theirs in TIMM.items()},
+}
+"""By the name of the built-in network and the library: the library's definition."""
+
+
+def checksum(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> str:
+    """SHA-256 of the sorted lines `name shape`, sizes joined by x."""
+    lines = sorted(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def write_golden(path: Path, wanted: list[tuple[str, str]]) -> None:
+    golden: dict[str, dict[str, str]] = {}
+    for name, library in wanted:
+        weights = NETWORKS[name, library]().state_dict()
+        shapes = [(key, tuple(value.shape)) for key, value in weights.items() if "num_batches_tracked" not in key]
+        golden.setdefault(library, {})[name] = checksum(shapes)
+    path.write_text(json.dumps(golden, indent=2, sort_keys=True) + "\n")
+
+
+def compare(name: str, library: str) -> tuple[float, float]:
+    """The largest difference over the largest answer, of convwright and of onnxruntime, from PyTorch's answer."""
+    import onnxruntime
+
+    import convwright as cw
+
+    torch.manual_seed(0)
+    network = randomised(NETWORKS[name, library]())
+    graph = cw.networks.from_state_dict(name, network.state_dict())
+    _, *shape = graph.inputs["x"].shape
+    x = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
+    with torch.inference_mode():
+        want = network.double()(torch.from_numpy(x).double()).numpy()
+    ours = cw.compile(graph)(x)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        graph.save(path)
+        theirs = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    largest = np.abs(want).max()
+    return float(np.abs(ours - want).max() / largest), float(np.abs(theirs - want).max() / largest)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of built-in networks; all by default")
+    parser.add_argument("--golden", type=Path, metavar="FILE", help="write checksums of names and shapes instead")
+    options = parser.parse_args()
+    unknown = set(options.names) - {name for name, _ in NETWORKS}
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(sorted({n for n, _ in NETWORKS}))}")
+    wanted = [key for key in NETWORKS if not options.names or key[0] in options.names]
+    if options.golden:
+        write_golden(options.golden, wanted)
+        return
+    print(f"{'network':18} {'weights of':12} {'convwright':>12} {'onnxruntime':>12}")
+    failed = []
+    for name, library in wanted:
+        errors = compare(name, library)
+        print(f"{name:18} {library:12} {errors[0]:12.1e} {errors[1]:12.1e}", flush=True)
+        if not max(errors) < TOLERANCE:
+            failed.append(f"{name} ({library})")
+    if failed:
+        sys.exit(f"above {TOLERANCE}: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
