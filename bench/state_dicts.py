@@ -6,9 +6,9 @@
     python bench/state_dicts.py [NAME ...] [--golden tests/golden/state_dicts.json]
 
 Each network is built by the other library with random weights and batch norms that do something; its state dict goes
-through `cw.networks.from_state_dict`, and the answers of convwright and of onnxruntime, which runs the same graph from a
-file, are compared with PyTorch's: the largest difference over the largest answer. With --golden nothing runs: a checksum
-of the names and shapes in each state dict is written, which the tests compare with the graphs' own.
+through `cw.networks.from_state_dict`, and the answers of convwright and of onnxruntime, which runs the same graph from
+a file, are compared with PyTorch's in float64: the largest difference over the largest answer. With --golden nothing
+runs: a checksum of the names and shapes in each state dict is written, which tests compare with the graphs' own.
 """
 
 import argparse

@@ -21,6 +21,7 @@ _VERBS = {
     "cost": "Show what each layer costs: parameters, MACs, bytes, memory.",
     "receptive-field": "Show how much of the input each layer sees, and where it lies.",
     "explain": "Show each layer's kernel, why it was chosen, and what it costs.",
+    "networks": "Show the built-in networks, and what each costs.",
     "conv": "Show what one convolution costs, and every algorithm for it.",
     "machine": "Show what this machine has, and how fast it goes at best.",
     "kinds": "Show the kinds of convolution, with formulas for what they cost.",
@@ -107,7 +108,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object, *
 def main() -> None:
     """Run, time and explain convolutional networks on the CPU, and single convolutions.
 
-    MODEL is an ONNX file. `convwright VERB --help` shows what a verb takes.
+    MODEL is an ONNX file or the name of a built-in network. `convwright VERB --help` shows what a verb takes.
 
     Three environment variables count: CONVWRIGHT_ISA says what kernels may use (avx512, avx2 or generic; by default
     the best that the CPU has), CONVWRIGHT_CACHE where they are kept once compiled (a folder, or off), and

@@ -7,7 +7,9 @@ import click
 from convwright.cli.options import (
     input_shapes,
     json_option,
+    load_model,
     model_argument,
+    model_file,
     print_json,
     progress_bar,
     random_inputs,
@@ -70,7 +72,6 @@ def bench(
 
     Example: convwright bench model.onnx --batch 3 --against onnxruntime
     """
-    import convwright as cw
     from convwright.cli.peers import PEERS
     from convwright.cli.race import Lost, race
     from convwright.runtime.machine import cores
@@ -79,15 +80,15 @@ def bench(
     unknown = [name for name in peers if name not in PEERS]
     if unknown:
         raise click.UsageError(f"--against {','.join(unknown)}: known are {', '.join(PEERS)}")
-    graph = cw.load(model)
+    graph = load_model(model, seed=None)
     inputs = random_inputs(graph, input_shapes(graph, shapes, batch))
     del graph  # its weights; the workers read their own
     threads = threads or cores()
-    with progress_bar() as progress:
+    with progress_bar() as progress, model_file(model) as path:
         task = progress.add_task("starting", total=1.0)
         try:
             rows = race(
-                model,
+                path,
                 inputs,
                 peers,
                 threads=threads,

@@ -7,6 +7,7 @@ import click
 from convwright.cli.options import (
     input_shapes,
     json_option,
+    load_model,
     model_argument,
     print_json,
     progress_bar,
@@ -55,7 +56,7 @@ def cost(
     """
     import convwright as cw
 
-    graph = cw.load(model)
+    graph = load_model(model, seed=0 if measure else None)
     sizes = input_shapes(graph, shapes, batch)
     found = cw.cost(graph, shapes=sizes, by=by, sort=sort, depth=depth)
     if table is not None:

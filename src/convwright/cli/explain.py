@@ -5,6 +5,7 @@ import click
 from convwright.cli.options import (
     input_shapes,
     json_option,
+    load_model,
     model_argument,
     print_json,
     progress_bar,
@@ -31,7 +32,7 @@ def explain(model: str, shapes: tuple[str, ...], threads: int | None, as_json: b
 
     with progress_bar() as progress:
         task = progress.add_task("compiling", total=None)
-        graph = cw.load(model)
+        graph = load_model(model)
         inputs = random_inputs(graph, input_shapes(graph, shapes))
         with cw.compile(graph, threads=threads) as compiled:
             progress.update(task, description="measuring")

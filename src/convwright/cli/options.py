@@ -1,6 +1,8 @@
 """Options that several verbs share, and the values behind them."""
 
 import json
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,24 @@ if TYPE_CHECKING:
 
     from convwright.graph import Graph
 
-model_argument = click.argument("model", type=click.Path(exists=True, dir_okay=False))
+
+def _file_or_name(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """A file that exists, or the name of a built-in network."""
+    if os.path.isdir(value):
+        raise click.BadParameter(f"{value!r} is a directory")
+    if os.path.exists(value):
+        return value
+    from convwright.networks import require
+
+    if os.sep in value or "." in value:
+        raise click.BadParameter(f"file {value!r} does not exist")
+    try:
+        return require(value)
+    except ConvwrightError as error:
+        raise click.BadParameter(f"file {value!r} does not exist, and {error}") from None
+
+
+model_argument = click.argument("model", callback=_file_or_name)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 threads_option = click.option(
     "--threads",
@@ -31,6 +50,28 @@ shape_option = click.option(
     help="Shape of an input, such as 1x3x224x224, where the model leaves sizes open. Several inputs: one NAME=SIZES "
     "each.",
 )
+
+
+def load_model(model: str, *, seed: int | None = 0) -> "Graph":
+    """The network in an ONNX file, or the built-in one of that name where there is no such file.
+
+    - `seed`: of a built-in network's random weights; None where they do not matter.
+    """
+    import convwright as cw
+
+    return cw.load(model) if os.path.exists(model) else cw.networks.build(model, seed=seed)
+
+
+@contextmanager
+def model_file(model: str) -> Iterator[str]:
+    """The path of an ONNX file with that network, written for the time being if it is a built-in one."""
+    if os.path.exists(model):
+        yield model
+        return
+    with tempfile.TemporaryDirectory(prefix="convwright-") as folder:
+        path = os.path.join(folder, f"{model}.onnx")
+        load_model(model).save(path)
+        yield path
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from convwright.cli.options import input_shapes, json_option, model_argument, print_json, shape_option
+from convwright.cli.options import input_shapes, json_option, load_model, model_argument, print_json, shape_option
 from convwright.errors import ConvwrightError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def receptive_field(
     """
     import convwright as cw
 
-    graph = cw.load(model)
+    graph = load_model(model, seed=None)
     fields = cw.receptive_fields(graph, input_shapes(graph, shapes), input=of)
     rows = _rows(graph, fields)
     if layer is not None:

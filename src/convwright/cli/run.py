@@ -1,13 +1,14 @@
 """`convwright run`: images or arrays in; classes, pictures or arrays out."""
 
 import contextlib
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
-from convwright.cli.options import json_option, model_argument, print_json, progress_bar, threads_option
+from convwright.cli.options import json_option, load_model, model_argument, print_json, progress_bar, threads_option
 from convwright.errors import ConvwrightError
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def run(
         if target is not None:
             check_output(target)
     names = Path(labels).read_text(encoding="utf-8", errors="replace").splitlines() if labels else []
-    graph = cw.load(model)
+    graph = load_model(model)
+    if not Path(model).exists():
+        warnings.warn(f"built-in network {model!r} has random weights, so what it says means nothing", stacklevel=2)
     if len(graph.inputs) != 1:
         raise ConvwrightError(
             f"{model}: run feeds one input, the model has {len(graph.inputs)}: {', '.join(graph.inputs)}"

@@ -55,12 +55,20 @@ def build(name: str, **options: Any) -> Graph:
     >>> print(build("vgg11", size=32 * 7, seed=None))
     Graph 'vgg11' (x: float32[N, 3, 224, 224]) -> classifier.6: 27 nodes
     """
+    graph: Graph = _builder(require(name))(**options)
+    return graph
+
+
+def require(name: str) -> str:
+    """`name` itself, if it is a network's.
+
+    Raises ConvwrightError, with names that are close, if it is none.
+    """
     if name not in TABLE:
         close = get_close_matches(name, TABLE, 3)
         hint = f"did you mean {' or '.join(close)}?" if close else "`convwright networks` shows all"
         raise ConvwrightError(f"no network is called {name!r}: {hint}")
-    graph: Graph = _builder(name)(**options)
-    return graph
+    return name
 
 
 def _builder(name: str) -> Callable[..., Any]:
