@@ -44,7 +44,15 @@ def test_published_fields_of_slim_networks(network: str, size: int, stride: int,
 
 
 @pytest.mark.parametrize(
-    ("network", "padding"), [("mobilenet_v1", 157), ("resnet_v1_50", 241), ("inception_v2", 349), ("inception_v3", 618)]
+    ("network", "padding"),
+    [
+        ("alexnet_v2", 64),
+        ("vgg_16", 90),
+        ("mobilenet_v1", 157),
+        ("resnet_v1_50", 241),
+        ("inception_v2", 349),
+        ("inception_v3", 618),
+    ],
 )
 def test_padding_where_same_meets_an_odd_size(network: str, padding: int) -> None:
     """The same table at 321."""
