@@ -10,15 +10,21 @@ from convwright.errors import ConvwrightError
 from convwright.graph.facts import Facts
 from convwright.graph.graph import INTERNAL, Graph, Node
 from convwright.graph.names import Names
+from convwright.graph.onnx_functions import OPERATORS
 
 
 def expand(graph: Graph) -> Graph:
-    """The graph in standard ONNX: Silu, ChannelShuffle and limits in a Clip's attributes are what `simplify` made."""
+    """The graph in ONNX: Silu, ChannelShuffle and limits in a Clip's attributes are what `simplify` made.
+
+    Convolutions of the kinds that `onnx_functions` writes stay.
+    """
     if not any(node.domain == INTERNAL or _limited(node) for node in graph.nodes):
         return graph
     expansion = _Expansion(graph.copy())
     for node in expansion.graph.nodes:
-        if node.domain == INTERNAL:
+        if node.domain == INTERNAL and node.op in OPERATORS:
+            expansion.nodes.append(node)
+        elif node.domain == INTERNAL:
             rule = {"Silu": expansion.silu, "ChannelShuffle": expansion.channel_shuffle}.get(node.op)
             if rule is None:
                 raise ConvwrightError(f"{node}: the operator has no form in ONNX")

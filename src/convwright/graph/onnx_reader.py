@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,7 +13,8 @@ import numpy as np
 from convwright.errors import ConvwrightError
 from convwright.graph.branches import settle_branches
 from convwright.graph.checks import check_node
-from convwright.graph.graph import Dimension, Graph, Node, ValueInfo, sort_nodes
+from convwright.graph.graph import INTERNAL, Dimension, Graph, Node, ValueInfo, sort_nodes
+from convwright.graph.onnx_functions import known_again, operator
 from convwright.graph.opset import OLDEST, normalise
 from convwright.graph.tensors import array_of, element_type
 
@@ -98,14 +99,18 @@ class _Reader:
     def model(self, proto: Any) -> Graph:
         if not proto.HasField("graph"):
             raise ConvwrightError(f"{_DAMAGED}: it holds no graph")
-        if proto.functions:
-            proto = _inlined(proto)
+        own = {function.name for function in proto.functions if function.domain == INTERNAL and operator(function.name)}
+        if len(own) < len(proto.functions):
+            proto = _inlined(proto, own)
         opsets = {_domain(entry.domain): entry.version for entry in proto.opset_import}
         opset = opsets.pop("", 0)
         if opset < OLDEST:
             raise ConvwrightError(f"the model uses opset {opset or 1}; {OLDEST} is the oldest that is understood")
         self.opset = opset
         nodes, constants = self._content(proto.graph)
+        if own:
+            opsets.pop(INTERNAL, None)
+            nodes = [known_again(node) if node.domain == INTERNAL and node.op in own else node for node in nodes]
         inputs: dict[str, ValueInfo] = {}
         for value in proto.graph.input:
             name = _name(value)
@@ -190,12 +195,18 @@ def _plain_items(values: Iterable[Any]) -> tuple[int | float | str, ...] | None:
     return items if all(isinstance(item, (int, float, str)) for item in items) else None
 
 
-def _inlined(proto: Any) -> Any:
-    """A model with functions of its own, which the onnx package writes out where they are called."""
+def _inlined(proto: Any, but: Collection[str]) -> Any:
+    """A model with functions of its own, which the onnx package writes out where they are called.
+
+    - `but`: functions of the domain `convwright` that stay.
+    """
     import onnx.inliner
 
+    kept = [(INTERNAL, name) for name in but]
     try:
-        return onnx.inliner.inline_local_functions(proto)
+        if not kept:
+            return onnx.inliner.inline_local_functions(proto)
+        return onnx.inliner.inline_selected_functions(proto, kept, exclude=True)
     except Exception as error:
         raise ConvwrightError(f"its functions cannot be inlined: {_first_line(error)}") from error
 

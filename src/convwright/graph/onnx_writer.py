@@ -13,11 +13,15 @@ from convwright.errors import ConvwrightError
 from convwright.files import replacing
 from convwright.graph.expand import expand
 from convwright.graph.facts import Facts
-from convwright.graph.graph import Graph, Node
+from convwright.graph.graph import INTERNAL, Graph, Node
+from convwright.graph.onnx_functions import VERSION, Functions
 from convwright.graph.tensors import CODES
 
 EXTERNAL_ABOVE = 1_900_000_000
 """Protobuf stops at 2 GB; from this many bytes of weights on they go to a file of their own."""
+
+_FUNCTIONS_SINCE = 8
+"""The version of the file format that brought functions."""
 
 _INLINE = 1024
 _PAGE = 4096
@@ -86,12 +90,16 @@ def _skeleton(graph: Graph) -> Any:
         for name in graph.outputs
     ]
     opsets = [helper.make_opsetid("", graph.opset), *(helper.make_opsetid(*item) for item in graph.domains.items())]
-    nodes = [node_proto(node) for node in graph.nodes]
+    functions = Functions(graph)
+    nodes = [node_proto(functions.call(node) if node.domain == INTERNAL else node) for node in graph.nodes]
+    if functions.protos:
+        opsets.append(helper.make_opsetid(INTERNAL, VERSION))
     _tell_apart(nodes)
     proto = helper.make_graph(nodes, graph.name or "graph", inputs, outputs)
-    model = helper.make_model(proto, opset_imports=opsets, producer_name="convwright")
+    model = helper.make_model(proto, opset_imports=opsets, producer_name="convwright", functions=functions.protos)
     with contextlib.suppress(ValueError):
-        model.ir_version = helper.find_min_ir_version_for(opsets)
+        oldest = helper.find_min_ir_version_for(opsets, ignore_unknown=bool(functions.protos))
+        model.ir_version = max(oldest, _FUNCTIONS_SINCE) if functions.protos else oldest
     # The checker wants every value defined; declared inputs stand in for the constants.
     stand_in = onnx.ModelProto()
     stand_in.CopyFrom(model)

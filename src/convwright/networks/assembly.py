@@ -83,7 +83,14 @@ class Assembly:
             self._prefix.pop()
 
     def node(
-        self, op: str, inputs: Sequence[Tensor | str], name: str = "", *, outputs: int = 1, **attributes: Any
+        self,
+        op: str,
+        inputs: Sequence[Tensor | str],
+        name: str = "",
+        *,
+        outputs: int = 1,
+        domain: str = "",
+        **attributes: Any,
     ) -> Any:
         """Any operator; returns its output, or a tuple of them where there are several.
 
@@ -93,7 +100,7 @@ class Assembly:
         path = self._path(name or _snake(op), unique=not name)
         given = [value if isinstance(value, str) else value.name for value in inputs]
         names = [path] if outputs == 1 else [f"{path}.{index}" for index in range(outputs)]
-        node = Node(op, given, names, attributes, path)
+        node = Node(op, given, names, attributes, path, domain)
         infer_next(self._types, node, self.graph)
         self.graph.nodes.append(node)
         results = tuple(Tensor(out, self._types.values[out].shape[1:]) for out in names)  # type: ignore[arg-type]
