@@ -29,10 +29,14 @@ TOLERANCE = 1e-5
 TORCHVISION = [
     "alexnet", *(f"vgg{depth}{norm}" for norm in ("", "_bn") for depth in (11, 13, 16, 19)), "squeezenet1_0",
     "squeezenet1_1", *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)), "resnext50_32x4d", "resnext101_32x8d",
+    "mobilenet_v2",
 ]  # fmt: skip
 TIMM = {
     **{name: name for name in ("vgg11", "vgg16", "vgg19_bn", "inception_v3", "resnet50", "resnext50_32x4d")},
     "xception": "legacy_xception",
+    "mobilenet_v1": "mobilenetv1_100",
+    "mobilenet_v2": "mobilenetv2_100",
+    **{name: name for name in ("mixnet_s", "mixnet_m", "mixnet_l")},
 }
 NETWORKS: dict[tuple[str, str], Callable[[], nn.Module]] = {
     **{(name, "torchvision"): torchvision(name) for name in TORCHVISION},

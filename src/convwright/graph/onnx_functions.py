@@ -2,9 +2,9 @@
 
 The node of a `Convolution`, `HetConvolution` or `MixConvolution` calls a function of the domain `convwright`, whose
 body is standard ONNX; its own attributes say what it is. Each convolution has these, and a node of several parts has
-those of all, one after another: `in_channels`, `out_channels`, `kernel_shape`, `strides`, `dilations`, `pads` (low ends,
-then high ends), `auto_pad`, `group`, `transposed`, `output_padding`, `padding_mode`, `flip`, and `bias`, whether one is
-added. A HetConvolution has `part` as well.
+those of all, one after another: `in_channels`, `out_channels`, `kernel_shape`, `strides`, `dilations`, `pads` (low
+ends, then high ends), `auto_pad`, `group`, `transposed`, `output_padding`, `padding_mode`, `flip`, and `bias`, whether
+one is added. A HetConvolution has `part` as well.
 """
 
 from __future__ import annotations

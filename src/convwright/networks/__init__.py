@@ -31,11 +31,6 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "alexnet_grouped": ("alexnet", {"variant": "grouped"}),
     "alexnet_ungrouped": ("alexnet", {"variant": "ungrouped"}),
     **{f"vgg{depth}": ("vgg", {"depth": depth}) for depth in (11, 13, 16, 19)},
-    "hetconv_vgg16": ("hetconv_vgg16", {}),
-    **{f"mixnet_{variant}": ("mixnet", {"variant": variant}) for variant in "sml"},
-    "mobilenet_v1": ("mobilenet_v1", {}),
-    "mobilenet_v2": ("mobilenet_v2", {}),
-    **{f"shufflenet_v1_g{groups}": ("shufflenet_v1", {"groups": groups}) for groups in (1, 2, 3, 4, 8)},
     **{f"vgg{depth}_bn": ("vgg", {"depth": depth, "batch_norm": True}) for depth in (11, 13, 16, 19)},
     "inception_v2": ("inception_v2", {}),
     "inception_v3": ("inception_v3", {}),
@@ -46,6 +41,11 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "resnext50_32x4d": ("resnet", {"depth": 50, "groups": 32, "group_width": 4}),
     "resnext101_32x8d": ("resnet", {"depth": 101, "groups": 32, "group_width": 8}),
     "xception": ("xception", {}),
+    "mobilenet_v1": ("mobilenet_v1", {}),
+    "mobilenet_v2": ("mobilenet_v2", {}),
+    **{f"shufflenet_v1_g{groups}": ("shufflenet_v1", {"groups": groups}) for groups in (1, 2, 3, 4, 8)},
+    **{f"mixnet_{variant}": ("mixnet", {"variant": variant}) for variant in "sml"},
+    "hetconv_vgg16": ("hetconv_vgg16", {}),
 }
 """By the network's name: the function that builds it, which lies in the file of the same name, and its arguments."""
 
