@@ -390,3 +390,57 @@ class TestConv:
         assert parse_padding("1x2") == ((1, 1), (2, 2))
         assert parse_padding("1:2") == ((1, 2),)
         assert parse_padding("valid") == "valid"
+
+
+class TestNetworks:
+    def test_table(self) -> None:
+        result = invoke("networks")
+        assert result.exit_code == 0, result.output
+        (line,) = [line for line in result.stdout.splitlines() if " resnet50 " in line]
+        for figure in ("3x224x224", "25.6 M", "4.09 G", "8.18 G", "9.63 MB", "427 x 427"):
+            assert figure in line
+        assert result.stderr == ""
+
+    def test_json(self) -> None:
+        rows = {row["name"]: row for row in json.loads(invoke("networks", "--json").stdout)}
+        assert rows.keys() == convwright.networks.TABLE.keys()
+        assert rows["inception_v3"] == {
+            "name": "inception_v3",
+            "input": [3, 299, 299],
+            "parameters": 23_834_568,
+            "macs": 5_713_216_096,
+            "flops": 11_426_432_192,
+            "bytes_peak": 11_063_808,
+            "receptive_field": [1311, 1311],
+        }
+
+    def test_a_name_stands_for_a_model(self, photo: str) -> None:
+        report = json.loads(invoke("cost", "squeezenet1_1", "--json").stdout)
+        assert report["total"]["parameters"] == 1_235_496
+        assert invoke("receptive-field", "squeezenet1_1", "--layer", "features.12.squeeze").exit_code == 0
+        explained = invoke("explain", "squeezenet1_1", "--shape", "1x3x224x224", "--json")
+        assert explained.exit_code == 0, explained.output
+        result = invoke("run", "squeezenet1_1", photo)
+        assert result.exit_code == 0, result.output
+        assert result.stderr.startswith("convwright: warning: built-in network 'squeezenet1_1' has random weights")
+
+    @pytest.mark.long
+    def test_a_name_is_timed(self) -> None:
+        arguments = ["bench", "squeezenet1_1", "--against", "onnxruntime", "--seconds", "0", "--json"]
+        done = subprocess.run([sys.executable, "-m", "convwright", *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert report["model"] == "squeezenet1_1"
+        assert report["inputs"] == {"x": [1, 3, 224, 224]}
+
+    def test_a_file_of_that_name_wins(self, halver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path(halver).rename("resnet50")
+        arguments = ("--shape", "1x3x8x8", "--json")
+        assert json.loads(invoke("cost", "resnet50", *arguments).stdout)["total"]["parameters"] == 3
+
+    def test_neither_a_file_nor_a_name(self, tmp_path: Path) -> None:
+        for verb in "cost", "explain", "bench", "receptive-field":
+            fails(invoke(verb, "resnet5"), "file 'resnet5' does not exist", "did you mean resnet50")
+        fails(invoke("cost", "thing.onnx"), "file 'thing.onnx' does not exist")
+        fails(invoke("cost", str(tmp_path)), "is a directory")

@@ -168,6 +168,8 @@ class Assembly:
     def linear(self, name: str, x: Tensor, out_features: int, *, bias: bool = True) -> Tensor:
         """A fully connected layer: N x C to N x K."""
         (features,) = x.shape
+        if out_features < 1:
+            raise ConvwrightError(f"network {self.graph.name!r}: layer {name!r} with {out_features} outputs")
         inputs: list[Tensor | str] = [x, self.weight(f"{name}.weight", (out_features, features), 1 / features)]
         if bias:
             inputs.append(self.filled(f"{name}.bias", 0, (out_features,)))
