@@ -251,7 +251,7 @@ class Convwright:
         if path not in self.models:
             for model in self.models.values():
                 model.close()
-            self.models = {path: cw.compile(path, threads=self.threads)}
+            self.models = {path: cw.compile(path, threads=self.threads, strips=False)}
         layers: dict[str, Timed] = {}
         for step in self.models[path].profile(x, runs=runs).steps:
             if step.kernel not in _CONVERSIONS and step.layer:

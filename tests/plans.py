@@ -49,11 +49,12 @@ class Planned:
     memory: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # of the last run, by the buffer's id
 
     def kernels(self) -> list[tuple[str, Any]]:
-        return [(step.tile.key, lambda step=step: step.family.emit(step.tile, self.target)) for step in self.steps]
+        steps = [kernel for step in self.steps for kernel in (step, *step.calls)]
+        return [(step.tile.key, lambda step=step: step.family.emit(step.tile, self.target)) for step in steps]
 
     def run(self, inputs: Arrays, *, at_end: bool = True) -> Arrays:
         """The outputs; every buffer ends (or begins) at an unreadable page."""
-        addresses = compile_many(self.kernels(), self.target)
+        addresses = iter(compile_many(self.kernels(), self.target))
         memory = self.memory = {}
         names = list(inputs)
 
@@ -68,12 +69,22 @@ class Planned:
         def number(value: int | Ref) -> int:
             return room(value.buffer).ctypes.data + value.nbytes if isinstance(value, Ref) else int(value)
 
-        results: Arrays = {}
-        for step, address in zip(self.steps, addresses, strict=True):
+        def pack(step: Step, **known: int) -> NDArray[np.int64]:
             assert step.family is not None
-            self._poison(memory)
             own = getattr(step.tile, "arguments", None) or step.family.ARGUMENTS
-            packed = own.pack({name: number(step.arguments[name]) for name in own.names})
+            packed: NDArray[np.int64] = own.pack(
+                {name: known.get(name) or number(step.arguments[name]) for name in own.names}
+            )
+            return packed
+
+        results: Arrays = {}
+        for step in self.steps:
+            self._poison(memory)
+            address = next(addresses)
+            inner = [pack(call) for call in step.calls]
+            rows = [(next(addresses), len(own), call.items) for own, call in zip(inner, step.calls, strict=True)]
+            calls, template = np.array(rows, np.int64), np.concatenate([*inner, np.zeros(0, np.int64)])
+            packed = pack(step, calls=calls.ctypes.data, template=template.ctypes.data)
             # As the threads do, the last share first: nothing may depend on their order.
             bounds = np.linspace(0, step.items, self.threads + 1).astype(int)
             for thread in reversed(range(self.threads)):

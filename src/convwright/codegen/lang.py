@@ -32,6 +32,7 @@ I1 = ir.IntType(1)
 F32 = ir.FloatType()
 F64 = ir.DoubleType()
 PTR = ir.PointerType()
+KERNEL = ir.FunctionType(ir.VoidType(), [PTR, I64, I64, I64])
 
 Integer = Union[int, "Int"]
 
@@ -98,6 +99,13 @@ class Variable:
         self._k.b.store(value if isinstance(value, ir.Value) else self._k.int_value(value), self._slot)
 
 
+class _Callable:
+    """An address together with the type llvmlite looks up on whatever it is asked to call."""
+
+    def __init__(self, pointer: ir.Value, function_type: ir.FunctionType):
+        self.function_type, self.type, self.get_reference = function_type, pointer.type, pointer.get_reference
+
+
 _ELEMENTS = {"f32": (F32, 4), "f64": (F64, 8)}
 
 
@@ -121,7 +129,7 @@ class Kernel:
         self.vector_type = ir.VectorType(self.scalar_type, self.v)
         self.int_vector_type = ir.VectorType(I32, self.v)
         self.mask_type = ir.VectorType(I1, self.v)
-        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [PTR, I64, I64, I64]), name)
+        function = ir.Function(self.module, KERNEL, name)
         function.attributes.add("nounwind")
         self.function = function
         entry = function.append_basic_block("entry")
@@ -153,6 +161,15 @@ class Kernel:
         """Element ``index`` of a table of int64."""
         slot = self.b.gep(pointer, [self.int_value(index)], source_etype=I64)
         return Int(self, self.b.load(slot, typ=I64, align=8))
+
+    def store_int(self, number: Integer, pointer: ir.Value, index: Integer) -> None:
+        """Set element ``index`` of a table of int64."""
+        self.b.store(self.int_value(number), self.b.gep(pointer, [self.int_value(index)], source_etype=I64), align=8)
+
+    def call(self, address: Int, args: ir.Value, begin: Integer, end: Integer, thread: Int) -> None:
+        """Run another kernel, whose address is known when this one runs."""
+        callee = _Callable(self.b.inttoptr(address.value, PTR), KERNEL)
+        self.b.call(callee, [args, self.int_value(begin), self.int_value(end), thread.value])
 
     def advance(self, pointer: ir.Value, offset: Integer) -> ir.Value:
         """The pointer ``offset`` elements further on."""

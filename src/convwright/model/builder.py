@@ -36,6 +36,7 @@ class Step:
 
     ``touches``: the memory read and written, as (buffer, first byte, last byte + 1, written, tag); steps whose tags
     differ write disjoint parts of what they share.
+    ``calls``: the kernels that this step's kernel calls (``kernels.strips``), with their own arguments and work.
     """
 
     layer: Layer | None
@@ -48,6 +49,7 @@ class Step:
     python: Callable[..., None] | None = None
     why: str = ""
     macs: int = 0
+    calls: list[Step] = field(default_factory=list)
 
 
 class Builder:
@@ -159,18 +161,25 @@ class Builder:
         value = Value(shape, _FLOAT, Buffer(4 * image * shape[0]), True, image=image, block=block, row=row, halo=halo)
         value.offset = 4 * (top * row + left * self.v)
         value.extent = self._extent(value)
-        if any(halo):
-            arguments = {
-                "y": value.ref, "blocks": blocks_of(shape[1], self.v), "rows": high, "cols": wide,
-                "y_image": image, "y_block": block, "y_row": row,
-                "top": top, "left": left, "bottom": bottom, "right": right,
-            }  # fmt: skip
-            items = shape[0] * blocks_of(shape[1], self.v)
-            touches = [(value.buffer, 0, value.buffer.nbytes, True, "halo")]
-            self.steps.append(
-                Step(self.layer, "halo", halo_kernel, halo_kernel.Halo(), arguments, items, touches, why="padding")
-            )
+        self.fill_halo(value)
         return value
+
+    def fill_halo(self, value: Value) -> None:
+        """Add the step that writes the zeros around a blocked tensor, where there are any."""
+        if not any(value.halo):
+            return
+        top, left, bottom, right = value.halo
+        high, wide = value.size
+        arguments = {
+            "y": value.ref, "blocks": blocks_of(value.channels, self.v), "rows": high, "cols": wide,
+            "y_image": value.image, "y_block": value.block, "y_row": value.row,
+            "top": top, "left": left, "bottom": bottom, "right": right,
+        }  # fmt: skip
+        items = value.n * blocks_of(value.channels, self.v)
+        touches = [(value.buffer, 0, value.buffer.nbytes, True, "halo")]
+        self.steps.append(
+            Step(self.layer, "halo", halo_kernel, halo_kernel.Halo(), arguments, items, touches, why="padding")
+        )
 
     def _extent(self, value: Value) -> int:
         """Bytes from the value's first element to the end of its last row."""

@@ -29,11 +29,20 @@ from convwright.runtime.team import check_threads, team_of
 _REMEMBERED_PLANS = 16
 
 
-def compile(graph: Graph | str | os.PathLike[str], *, threads: int | None = None, numerics: str = "default") -> Model:
+def compile(
+    graph: Graph | str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    numerics: str = "default",
+    strips: bool = True,
+) -> Model:
     """Make a model of a graph or of an ONNX file.
 
     - ``threads``: how many threads an inference uses; by default all cores that this process may use.
     - ``numerics``: "default", or "strict" to keep to direct summation.
+    - ``strips``: whether layers that follow each other may be computed together, strip by strip, where that is
+      estimated to be quicker; the results are the same to the last bit. False keeps every layer a step of its own,
+      which is what a profile layer by layer needs.
 
     Kernels are compiled, and weights packed, at once where the graph's inputs have fixed shapes, else at the first
     call.
@@ -44,7 +53,7 @@ def compile(graph: Graph | str | os.PathLike[str], *, threads: int | None = None
         raise ConvwrightError(f'numerics must be "default" or "strict", not {numerics!r}')
     if not isinstance(graph, Graph):
         graph = load_graph(graph)
-    return Model(simplify(graph), check_threads(threads), numerics, outline(graph))
+    return Model(simplify(graph), check_threads(threads), numerics, outline(graph), strips)
 
 
 class Model:
@@ -55,8 +64,8 @@ class Model:
     shape is made at its first use and remembered.
     """
 
-    def __init__(self, graph: Graph, threads: int, numerics: str, origin: Outline | None = None):
-        self.threads, self.numerics = threads, numerics
+    def __init__(self, graph: Graph, threads: int, numerics: str, origin: Outline | None = None, strips: bool = True):
+        self.threads, self.numerics, self.strips = threads, numerics, strips
         self._graph = graph
         self._origin = outline(graph) if origin is None else origin
         self._target = host_target()
@@ -118,7 +127,9 @@ class Model:
         program = self._programs.get(shapes)
         if program is None:
             by_name = dict(zip(self._graph.inputs, shapes, strict=True))
-            program = make_program(self._graph, by_name, self._weights, self._target, self.threads, self.numerics)
+            program = make_program(
+                self._graph, by_name, self._weights, self._target, self.threads, self.numerics, self.strips
+            )
             self._weights.release()
             self._programs[shapes] = program
             while len(self._programs) > _REMEMBERED_PLANS:
@@ -229,7 +240,8 @@ class Model:
         with self._lock:
             graph = self._graph.copy()
             graph.constants = self._weights.unpacked()
-        return {"graph": graph, "threads": self.threads, "numerics": self.numerics, "origin": self._origin}
+        settings = {"threads": self.threads, "numerics": self.numerics, "strips": self.strips}
+        return {"graph": graph, "origin": self._origin, **settings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]

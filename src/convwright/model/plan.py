@@ -15,7 +15,7 @@ from convwright.kernels.activations import ROWS as ACTIVATIONS
 from convwright.model import lower
 from convwright.model.builder import Builder, Step, aligned
 from convwright.model.fuse import Layer, layers_of
-from convwright.model.lower import channels, conv, deformable, direct
+from convwright.model.lower import channels, conv, deformable, direct, strips
 from convwright.model.values import NO_HALO, Buffer
 from convwright.model.weights import Weights
 from convwright.runtime.program import Program, link
@@ -28,8 +28,11 @@ def make_program(
     target: Target,
     threads: int,
     numerics: str = "default",
+    in_strips: bool = True,
 ) -> Program:
     """Plan one inference of the graph at these input shapes and compile what it needs.
+
+    ``in_strips``: whether layers may be computed together, strip by strip.
 
     Where there is too little work to be worth waking other threads, the program uses one.
     """
@@ -41,9 +44,14 @@ def make_program(
         dtype = types[name].dtype
         room = Buffer(dtype.itemsize * math.prod(b.shape(name)), "input", index)
         b.values[name, False] = b.plain_room(b.shape(name), dtype, room)
+    chains = {id(chain[-1]): chain for chain in (strips.chains(b, _readers(b)) if in_strips else ())}
+    inside = {id(layer) for chain in chains.values() for layer in chain[:-1]}
     for layer, row in zip(layers, rows, strict=True):
         b.layer = layer
-        row.lower(b, layer)
+        if id(layer) in chains:
+            strips.lower(b, chains[id(layer)])
+        elif id(layer) not in inside:
+            row.lower(b, layer)
     b.layer = None
     for name in graph.outputs:
         _hand_over(b, name)
@@ -64,10 +72,7 @@ def _prepare(b: Builder) -> list[lower.Row]:
     """What has to be known before the first step: flattened inputs, concatenations in place, halos."""
     producers = {name: layer for layer in b.layers for name in layer.node.outputs if name}
     producers |= {layer.output: layer for layer in b.layers}
-    readers: dict[str, list[Layer]] = defaultdict(list)
-    for layer in b.layers:
-        for name in layer.reads:
-            readers[name].append(layer)
+    readers = _readers(b)
     rows = [lower.row_of(b, layer) for layer in b.layers]
     row_by_output = {layer.output: row for layer, row in zip(b.layers, rows, strict=True)}
     for layer in b.layers:
@@ -93,6 +98,15 @@ def _prepare(b: Builder) -> list[lower.Row]:
     for name, (whole, _) in b.parents.items():
         b.halos[whole] = channels.merged(b.halos.get(whole, NO_HALO), b.halos.get(name, NO_HALO))
     return rows
+
+
+def _readers(b: Builder) -> dict[str, list[Layer]]:
+    """The layers that read each value, once for every time that they do."""
+    readers: dict[str, list[Layer]] = defaultdict(list)
+    for layer in b.layers:
+        for name in layer.reads:
+            readers[name].append(layer)
+    return readers
 
 
 def _hand_over(b: Builder, name: str) -> None:

@@ -151,9 +151,9 @@ def link(
     """Compile the steps' kernels and lay out their arguments.
 
     A step has ``family`` (a module of ``kernels``), ``tile``, ``arguments`` (integers and references into buffers) and
-    ``items``, or ``python`` and its operands.
+    ``items``, or ``python`` and its operands. The arguments of its ``calls`` lie one after another, its template.
     """
-    native = [step for step in steps if step.python is None]
+    native = [kernel for step in steps if step.python is None for kernel in (step, *step.calls)]
     emitters = [_emitter(step.family, step.tile, target) for step in native]
     addresses = iter(compile_many(emitters, target))
     table = np.zeros((len(steps), STEP_COLUMNS), np.int64)
@@ -162,6 +162,25 @@ def link(
     starts: list[int] = []
     segments: list[Segment] = []
     infos: list[StepInfo] = []
+    templates: list[tuple[int, int]] = []  # place of an argument that points to other arguments, and their place
+    tables: list[np.ndarray] = []
+
+    def lay_out(step: Any, **known: int) -> int:
+        """Append the step's arguments; returns their number."""
+        names = _arguments(step).names
+        for name in names:
+            value = known.get(name, step.arguments.get(name))
+            if isinstance(value, int | np.integer):
+                flat.append(int(value))
+                continue
+            buffer = value.buffer
+            if buffer.kind == "static":
+                flat.append(buffer.array.ctypes.data + value.nbytes)
+            else:
+                slots[buffer.kind].append((len(flat), buffer.index, buffer.place + value.nbytes))
+                flat.append(0)
+        return len(names)
+
     for number, step in enumerate(steps):
         starts.append(len(flat))
         layer = step.layer
@@ -176,26 +195,35 @@ def link(
                 operands.append((buffer.kind, buffer.index, buffer.place + ref.nbytes, shape, dtype, buffer.array))
             segments.append(Segment(number, 1, step.python, tuple(operands)))
             continue
-        for name in _arguments(step).names:
-            value = step.arguments[name]
-            if isinstance(value, int | np.integer):
-                flat.append(int(value))
-                continue
-            buffer = value.buffer
-            if buffer.kind == "static":
-                flat.append(buffer.array.ctypes.data + value.nbytes)
-            else:
-                slots[buffer.kind].append((len(flat), buffer.index, buffer.place + value.nbytes))
-                flat.append(0)
-        table[number] = (next(addresses), starts[number], step.items, int(barriers[number]))
+        address = next(addresses)
+        if step.calls:
+            calls = np.array([(next(addresses), lay_out(call), call.items) for call in step.calls], np.int64)
+            tables.append(calls)
+            templates.append((len(flat) + _arguments(step).index["template"], starts[number]))
+            starts[number] = len(flat)
+            lay_out(step, calls=calls.ctypes.data, template=0)
+        else:
+            lay_out(step)
+        table[number] = (address, starts[number], step.items, int(barriers[number]))
         if segments and segments[-1].python is None:
             segments[-1].count += 1
         else:
             segments.append(Segment(number, 1))
     arguments = np.array(flat, np.int64)
     table[:, 1] = arguments.ctypes.data + 8 * np.array(starts, np.int64)
+    for place, template in templates:
+        arguments[place] = arguments.ctypes.data + 8 * template
     return Program(
-        table, arguments, slots, arena_bytes, liveness_bound, outputs, segments, infos, threads, (arguments, keep)
+        table,
+        arguments,
+        slots,
+        arena_bytes,
+        liveness_bound,
+        outputs,
+        segments,
+        infos,
+        threads,
+        (arguments, tables, keep),
     )
 
 

@@ -167,24 +167,9 @@ class _Synchronised(Kernel):
         self.b.position_at_end(body)
         first = begin + Int(self, self.b.atomic_rmw("add", cursor, self.int_value(piece), "seq_cst"))
         with self.when(first < end):
-            callee = _Callable(self.b.inttoptr(function.value, PTR), _KERNEL)
-            where, last = (
-                self.b.inttoptr(arguments.value, PTR),
-                Int(self, self.int_value(self.minimum(first + piece, end))),
-            )
-            self.b.call(callee, [where, first.value, last.value, thread.value])
+            self.call(function, self.b.inttoptr(arguments.value, PTR), first, self.minimum(first + piece, end), thread)
         self.b.branch(head)
         self.b.position_at_end(done)
-
-
-_KERNEL = ir.FunctionType(ir.VoidType(), [PTR, I64, I64, I64])
-
-
-class _Callable:
-    """An address together with the type llvmlite looks up on whatever it is asked to call."""
-
-    def __init__(self, pointer: ir.Value, function_type: ir.FunctionType):
-        self.function_type, self.type, self.get_reference = function_type, pointer.type, pointer.get_reference
 
 
 def _build_runner(timed: bool) -> ir.Module:

@@ -12,7 +12,7 @@ from convwright.model.fuse import Layer
 from convwright.model.geometry import Geometry, geometry_of
 from convwright.model.lower import channels, direct
 from convwright.model.problem import Algorithm, Problem
-from convwright.model.values import blocks_of
+from convwright.model.values import Value, blocks_of
 
 _LARGE = 9  # taps along both axes from which on kernels are clipped
 
@@ -53,12 +53,17 @@ def _cycles(p: Problem) -> float:
 
 
 def _lower(b: Builder, layer: Layer, p: Problem) -> None:
-    g, v, node = geometry_of(p), b.v, layer.node
-    x = channels.with_halo(b, node.inputs[0], g.halo)
+    g = geometry_of(p)
+    x = channels.with_halo(b, layer.node.inputs[0], g.halo)
+    residual = b.blocked(layer.residual) if layer.residual else None
+    add(b, layer, g, x, b.new_blocked(layer.output), residual)
+
+
+def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Value | None) -> None:
+    """Add the step that computes the layer from `x`, which lies in its halo, to `y`."""
+    v, node = b.v, layer.node
     packed = b.weights.get(node.inputs[1], "depthwise", (g.out_channels, 1, *g.kernel))
     bias = b.weights.bias(node.input(2), g.out_channels)
-    residual = b.blocked(layer.residual) if layer.residual else None
-    y = b.new_blocked(layer.output)
     rows, cols = g.out_size
     unrolled = depthwise.fits_registers(g.kernel[1], b.target)
     clipped = is_clipped(g) and bool(np.isfinite(packed).all())  # an infinite weight makes NaN of padding

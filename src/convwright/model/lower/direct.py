@@ -57,10 +57,10 @@ def cycles(p: Problem) -> float:
 
 def _lower(b: Builder, layer: Layer, p: Problem) -> None:
     g, name = geometry_of(p), layer.node.inputs[0]
-    if reads_planes(p):
-        _lower_direct(b, layer, g, b.padded_planes(b.plain(name), g.halo), planar=True)
-    else:
-        _lower_direct(b, layer, g, channels.with_halo(b, name, g.halo))
+    planar = reads_planes(p)
+    x = b.padded_planes(b.plain(name), g.halo) if planar else channels.with_halo(b, name, g.halo)
+    residual = b.blocked(layer.residual) if layer.residual else None
+    add(b, layer, g, x, b.new_blocked(layer.output), residual, planar=planar)
 
 
 def multiplications(p: Problem) -> int:
@@ -91,18 +91,24 @@ def lower_gemm(b: Builder, layer: Layer) -> None:
     size = spatial(shape)
     g = Geometry(out_channels, shape[1], size, (1, 1), ((0, 0), (0, 0)), (1, 1), 1, size, (1, 1))
     assert g.own_channels * size[0] * size[1] == features
-    _lower_direct(b, layer, g, b.blocked(name))
+    x = b.blocked(name)
+    residual = b.blocked(layer.residual) if layer.residual else None
+    add(b, layer, g, x, b.new_blocked(layer.output), residual)
 
 
-def _lower_direct(b: Builder, layer: Layer, g: Geometry, x: Value, planar: bool = False) -> None:
+def add(
+    b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Value | None, *, planar: bool = False
+) -> None:
+    """Add the step that computes the layer from `x`, which lies in its halo, to `y`.
+
+    `planar`: `x` is row-major, as a first layer reads it.
+    """
     v, node = b.v, layer.node
     pointwise = g.kernel == (1, 1)
     form = "planar" if planar else "direct"
     weight_shape = (g.out_channels, g.own_channels, *g.kernel)
     packed = b.weights.get(node.inputs[1], form, weight_shape, g.groups)
     bias = b.weights.bias(node.input(2), g.out_channels)
-    residual = b.blocked(layer.residual) if layer.residual else None
-    y = b.new_blocked(layer.output)
 
     entries = entries_of(g.out_channels, g.groups, v)
     masked = g.groups > 1 and (g.out_channels // g.groups) % v != 0
