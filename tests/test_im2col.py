@@ -71,11 +71,35 @@ def test_positions_after_the_last_vector(target: Target, element: str) -> None:
                 relu=over > 2 and element == "f32",
             )
             seen |= {tile.spare for tile in case.check(target).tiles(gemm)}
-            with patch.object(lowering, "_BLOCK_BYTES", 1600):
-                lowering.product_of.cache_clear()
-                case.check(target)
+        with patch.object(lowering, "_BLOCK_BYTES", 1600):
             lowering.product_of.cache_clear()
+            case.check(target)
+        lowering.product_of.cache_clear()
     assert seen == set(range(min(v, 5)))
+
+
+@each_target
+def test_a_stride_as_large_as_the_kernel_needs_no_columns(target: Target) -> None:
+    """Each output of a transposed convolution then has one tap: the product is stored where it belongs."""
+    v = target.vector
+    for rank, kernel in [(1, (2,)), (2, (2, 2)), (2, (3, 4)), (2, (2, 1)), (2, (1, 2)), (1, (v,)), (2, (2, v))]:
+        for wide in (v // 2, v - 1, 2 * v + 2, 3 * v):
+            size = ((3,) * (rank - 1)) + (wide,)
+            groups = 3 if wide == v - 1 else 1
+            spec = ConvSpec(
+                3 * groups, 5 * groups, kernel, stride=kernel, groups=groups, transposed=True, flip=wide == 3 * v
+            )
+            case = Case("im2col", spec, size, 2, threads=2, at_end=wide >= v, relu=wide > v)
+            in_place = rank == 1 or (v % kernel[-1] == 0 and wide * kernel[-1] >= v)
+            assert (case.check(target).tiles(col2im) == []) == in_place, case
+    for element in ("f32", "f64"):
+        spec = ConvSpec(40, 17, (2, 2), stride=2, transposed=True, bias=False)
+        case = Case("im2col", spec, (7, 21), 2, element, threads=2)
+        with patch.object(lowering, "_BLOCK_BYTES", 1600):
+            lowering.product_of.cache_clear()
+            assert [step.family for step in case.check(target).steps] == [gemm]
+        lowering.product_of.cache_clear()
+        assert lowering.ROW.workspace(Problem(spec, (7, 21), 2, np.dtype(np.float32), target, 1)) == 0
 
 
 @each_target

@@ -26,6 +26,7 @@ _MOST_CHUNKS = 32  # pieces in which it is written and multiplied
 _MOST_SPARE = 4  # positions after whole vectors whose outputs are lanes
 _RUN_BYTES = 512 * 1024  # of output that a work item goes over again for each block of the reduction
 _ITEMS_A_THREAD = 4
+_ROWS_AT_ONCE, _PIECE_CYCLES = 64, 10.0  # outputs of a panel beyond which storing each loses its page, or the next line
 _CACHE_BYTES_A_CYCLE = 12.0  # what a core reads from the second- and third-level caches
 
 
@@ -36,6 +37,7 @@ class Product:
     - `outs`, `reduction`, `positions`: the sizes of the product.
     - `planes`: how many products there are. `packed`: whether columns are written first.
     - `tile_outs`, `cols`: the register tile. `block`: terms of the reduction summed at a time.
+    - `woven`: the outputs of a transposed convolution are stored where they belong; else columns are added up.
     - `spare`: positions after whole vectors, whose outputs are lanes.
     - `chunk`: panels whose columns are in memory at a time, of all planes together.
     - `cycles`: estimated, of the whole product on one core.
@@ -53,6 +55,7 @@ class Product:
     v: int
     cycles: float
     spare: int = 0
+    woven: bool = False
 
     @property
     def width(self) -> int:
@@ -80,6 +83,16 @@ def is_pointwise(p: Problem) -> bool:
     return math.prod((*spec.kernel, *spec.stride)) == 1 and not any(map(any, spec.pads(p.size)))
 
 
+def is_woven(p: Problem) -> bool:
+    """Whether a transposed convolution has one tap for each output, which the product's kernel can store in place."""
+    spec, v = p.spec, lanes(p.target, p.element)
+    apart = spec.transposed and spec.kernel == spec.stride and set(spec.dilation) == {1}
+    if not apart or spec.rank > 2 or any(map(any, spec.pads(p.size))) or any(spec.output_padding):
+        return False
+    wide = spec.kernel[-1]
+    return v % wide == 0 and (spec.kernel[:-1] in ((), (1,)) or p.size[-1] >= v // wide)
+
+
 @lru_cache(maxsize=1024)
 def product_of(p: Problem) -> Product:
     """The product with the register tile of least estimated time."""
@@ -92,14 +105,19 @@ def product_of(p: Problem) -> Product:
         reduction, positions = reduction * math.prod(spec.kernel), math.prod(p.out_size)
     planes = p.batch * spec.groups
     best: Product | None = None
+    woven, step = is_woven(p), 1
+    if woven:
+        step = spec.kernel[-1]
     over = positions % v
     spares = [0, over] if 0 < over <= _MOST_SPARE and positions > v and not packed and not spec.transposed else [0]
     for spare, cols in product(spares, range(1, min(6, -(-positions // v)) + 1)):
         # Besides the sums: the columns, a factor, and without fused multiply-add a product.
         free = p.target.registers - cols - (1 if p.target.has_fma else 2) - (spare + 1 if spare else 0)
         most = min(max(1, free // cols), v if spare else free)
-        tile_outs = -(-outs // -(-outs // most))
-        fits = max(1, _BLOCK_BYTES // (cols * v * width))
+        if most < step:
+            continue
+        tile_outs = -(-outs // step // -(-outs // (most // step * step))) * step
+        fits = max(1, _BLOCK_BYTES // (cols * v * width)) if not woven else reduction
         block = -(-reduction // -(-reduction // fits))
         vectors = -(-(positions - spare) // v)
         panels = -(-vectors // cols) * planes
@@ -114,7 +132,7 @@ def product_of(p: Problem) -> Product:
         cycles *= -(-outs // tile_outs) * planes
         if best is None or cycles < best.cycles:
             best = Product(
-                outs, reduction, positions, planes, packed, tile_outs, cols, block, chunk, v, cycles, spare
+                outs, reduction, positions, planes, packed, tile_outs, cols, block, chunk, v, cycles, spare, woven
             )  # fmt: skip
     assert best is not None
     return best
@@ -145,7 +163,7 @@ def _why_not(p: Problem) -> str | None:
 
 def _workspace(p: Problem) -> int:
     f, width = product_of(p), np.dtype(p.dtype).itemsize
-    if p.spec.transposed:
+    if p.spec.transposed and not f.woven:
         return _images_at_a_time(p) * p.spec.groups * f.outs * f.positions * width
     return f.chunk * f.reduction * f.width * width if f.packed else 0
 
@@ -153,7 +171,7 @@ def _workspace(p: Problem) -> int:
 def _cycles(p: Problem) -> float:
     f, v = product_of(p), lanes(p.target, p.element)
     columns = 0.0
-    if p.spec.transposed:
+    if p.spec.transposed and not f.woven:
         taps = f.outs * p.spec.groups * p.batch * f.positions / v
         columns = taps * 6.0 + p.batch * p.spec.out_channels * math.prod(p.out_size) / v * 6.0
     elif f.packed:
@@ -172,7 +190,10 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
     w = b.static(b.weights.derived(node.inputs[1], key, lambda weight: pack(weight, p, f)))
     bias = b.constant(node.input(2)) if node.input(2) else np.zeros(spec.out_channels)
     bias = np.ascontiguousarray(bias, p.dtype)
-    if spec.transposed:
+    if f.woven:
+        ends = (w, x.ref, b.static(np.repeat(bias, math.prod(spec.kernel))), y.ref)
+        _multiply(b, p, f, ends, ([x], [y]), (0, f.panels * f.planes), layer.epilogue, p.macs)
+    elif spec.transposed:
         _lower_transposed(b, layer, p, f, x, y, w, b.static(bias))
     else:
         _lower_columns(b, layer, p, f, x, y, w, b.static(bias))
@@ -186,7 +207,8 @@ def pack(weight: np.ndarray, p: Problem, f: Product) -> np.ndarray:
     """
     spec = p.spec
     if spec.transposed:  # [G][C/G][K/G taps] to [G][K/G taps][C/G]
-        rows = weight.reshape(spec.groups, f.reduction, f.outs).swapaxes(1, 2)
+        turned = np.flip(weight, tuple(range(2, weight.ndim))) if spec.flip and f.woven else weight
+        rows = turned.reshape(spec.groups, f.reduction, f.outs).swapaxes(1, 2)
     else:
         turned = np.flip(weight, tuple(range(2, weight.ndim))) if spec.flip else weight
         rows = turned.reshape(spec.groups, f.outs, f.reduction)
@@ -211,12 +233,13 @@ def _cut(p: Problem, f: Product, panels: int, threads: int) -> tuple[int, int]:
         if planes and run > f.panels:  # whole planes: a plane's last panel may be narrower
             run -= run % f.panels
         items = -(-panels // run) * -(-f.tiles // part_tiles)
-        # Threads take over what others have not begun, items at a time.
-        idle = _unevenness(f, panels, run, part_tiles, threads) * (1 + threads / (4 * items))
+        # A thread that is late gives away items that it has not begun: the smaller they are, the better.
+        idle = _unevenness(f, panels, run, part_tiles, threads) * (1 + threads / (8 * items))
         # Columns read once are mostly in the cache of the thread that wrote them; those of a 1 x 1 come ahead of use.
         again = 2 * -(-f.tiles // part_tiles) - 1
-        traffic = float(-(-panels // run) * weights + again * columns) * width * (1.0 if f.packed else 0.25)
-        cycles = idle * (f.outs * columns / f.v + traffic / _CACHE_BYTES_A_CYCLE)
+        traffic = float(-(-panels // run) * weights + again * columns) * width * (1.0 if f.packed else 0.08)
+        pieces = f.outs * panels if part_tiles * f.tile_outs > _ROWS_AT_ONCE else 0
+        cycles = idle * (f.outs * columns / f.v + traffic / _CACHE_BYTES_A_CYCLE + pieces * _PIECE_CYCLES)
         if best is None or cycles < best[0]:
             best = cycles, run, part_tiles
     assert best is not None
@@ -243,9 +266,18 @@ def _multiply(
     """The step that multiplies some panels; ``ends``: weights, columns, bias and output."""
     first, here = panels
     tile = gemm.GemmTile(
-        f.tile_outs, f.cols, f.outs - (f.tiles - 1) * f.tile_outs, f.rest_cols, f.packed, p.element, epilogue, f.spare
+        f.tile_outs, f.cols, f.outs - (f.tiles - 1) * f.tile_outs, f.rest_cols, f.packed, p.element, epilogue, f.spare,
+        (1, *p.spec.kernel)[-2:] if f.woven else (), f.woven and p.size[-1] * p.spec.kernel[-1] % f.v > 0,
     )  # fmt: skip
     shuffled = p.shuffle > 0
+    if f.woven:
+        image = math.prod(p.out_size)
+        place = {"y_image": p.spec.out_channels * image, "y_group": p.spec.out_channels // p.spec.groups * image,
+                 "y_out": image, "cols": p.size[-1], "y_row": p.out_size[-1]}  # fmt: skip
+    else:
+        group = f.outs * f.positions
+        place = {"y_image": p.spec.groups * group, "y_group": f.positions if shuffled else group,
+                 "y_out": f.positions * p.spec.groups if shuffled else f.positions, "cols": 0, "y_row": 0}  # fmt: skip
     run, part_tiles = _cut(p, f, here, b.threads)
     runs, parts = -(-here // run), -(-f.tiles // part_tiles)
     w, columns, bias, y = ends
@@ -253,8 +285,7 @@ def _multiply(
         "w": w, "b": columns, "bias": bias, "y": y, "first": first, "panels_here": here, "panels": f.panels,
         "run": run, "parts": parts, "part_tiles": part_tiles, "k_tiles": f.tiles, "groups": p.spec.groups,
         "out_channels": f.outs, "positions": f.positions, "reduction": f.reduction, "block": f.block,
-        "y_image": p.spec.groups * f.outs * f.positions, "y_group": f.positions if shuffled else f.outs * f.positions,
-        "y_out": f.positions * p.spec.groups if shuffled else f.positions,
+        **place,
     }  # fmt: skip
     why = f"product of {f.outs} x {f.reduction} x {f.positions}: {f.tile_outs} outputs by {f.cols} vectors"
     b.step(tile.name(b.target), gemm, tile, arguments, runs * parts, *touched, why, macs)
