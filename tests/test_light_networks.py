@@ -12,7 +12,7 @@ import pytest
 
 import convwright as cw
 from convwright.cost import Cost
-from convwright.graph import load, save
+from convwright.graph import load, save, simplify
 from convwright.networks import light_blocks
 from convwright.networks.assembly import Assembly, Tensor
 
@@ -178,6 +178,36 @@ def test_a_width_that_is_not_positive_is_told(name: str, width: float) -> None:
 def test_groups_that_shufflenet_was_not_described_for_are_told() -> None:
     with pytest.raises(cw.ConvwrightError, match="groups must be one of 1, 2, 3, 4, 8, got 5"):
         cw.networks.build("shufflenet_v1_g1", groups=5)
+
+
+@pytest.mark.parametrize("channels", [6, 7])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", ["het", "mix"])
+def test_a_batch_norm_goes_into_the_weights_of_internal_convolutions(kind: str, bias: bool, channels: int) -> None:
+    rng = np.random.default_rng(3)
+    net = Assembly("norm", (channels, 6, 5), seed=1)
+    if kind == "het":
+        y = light_blocks.het_conv(net, net.input, "conv", 5, 3, part=4, bias=bias)
+    else:
+        y = light_blocks.mix_conv(net, net.input, "conv", (3, 5))
+        if bias:
+            y = net.node("Mul", [y, net.filled("twice", 2, (channels, 1, 1))], "mul")
+    graph = net.finish(net.batch_norm("bn", y))
+    for name, array in graph.constants.items():
+        if name.startswith("bn.") or name.endswith("bias"):
+            graph.constants[name] = rng.uniform(0.5, 1.5, array.shape).astype(np.float32)
+    folded = simplify(graph)
+    assert [node.op for node in folded.nodes] == ["HetConvolution" if kind == "het" else "MixConvolution"]
+    assert cw.cost(folded).total.macs == cw.cost(graph).total.macs
+    x = rng.standard_normal((2, channels, 6, 5), np.float32)
+    bare = graph.copy()
+    (last,) = [node for node in bare.nodes if node.op == "BatchNormalization"]
+    bare.outputs = [last.inputs[0]]
+    bare.nodes.remove(last)
+    before = cw.compile(bare)(x).astype(np.float64)
+    gain, shift, mean, variance = (graph.constants[name].reshape(-1, 1, 1) for name in last.inputs[1:])
+    expected = (before - mean) / np.sqrt(variance + 1e-5) * gain + shift
+    np.testing.assert_allclose(cw.compile(graph)(x), expected, rtol=1e-5, atol=1e-5)
 
 
 SMALL: dict[str, dict[str, Any]] = {

@@ -96,6 +96,7 @@ class Assembly:
 
         - `inputs`: values, or the names of constants.
         - `name`: by default the operator's, with a number from its second use in a scope on.
+        - `domain`: of the operator, `"convwright"` for those that ONNX lacks.
         """
         path = self._path(name or _snake(op), unique=not name)
         given = [value if isinstance(value, str) else value.name for value in inputs]

@@ -7,15 +7,17 @@ All in float64, rounded once to the weights' type.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from convwright.graph.graph import Node
+from convwright.graph.graph import INTERNAL, Node
 from convwright.graph.rewrites.editor import Editor
 
 Array = np.ndarray[Any, Any]
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm")
+_INTERNAL_PRODUCTS = ("HetConvolution", "MixConvolution")
 _AFFINE = ("BatchNormalization", "Mul", "Div", "Add", "Sub")
 
 
@@ -47,10 +49,15 @@ def fold_affine(editor: Editor) -> bool:
 def _into_producer(editor: Editor, node: Node) -> bool:
     for source in dict.fromkeys(node.inputs[:2]):
         target = editor.producer(source)
-        if target is None or target.domain or not editor.private(source) or node.inputs.count(source) > 1:
+        if (
+            target is None
+            or (target.domain and not _makes(target))
+            or not editor.private(source)
+            or node.inputs.count(source) > 1
+        ):
             continue
         parts = _makers(editor, source)
-        rank = editor.rank(source) if target.op not in _PRODUCTS else _weights(editor, target).ndim if parts else None
+        rank = editor.rank(source) if not _makes(target) else _weights(editor, target).ndim if parts else None
         if parts is not None:
             affine = _affine(editor, node, source, sum(channels for _, channels in parts), rank)
             if affine is None:
@@ -73,10 +80,12 @@ def _into_producer(editor: Editor, node: Node) -> bool:
 def _makers(editor: Editor, name: str) -> list[tuple[Node, int]] | None:
     """The convolutions or products that make a value and nothing else, side by side along the channels."""
     maker = editor.producer(name)
-    if maker is None or maker.domain or not editor.private(name):
+    if maker is None or not editor.private(name):
         return None
-    if maker.op in _PRODUCTS:
+    if _makes(maker):
         return [(maker, _out_channels(maker, _weights(editor, maker)))] if _foldable(editor, maker) else None
+    if maker.domain:
+        return None
     rank = editor.rank(name)
     if maker.op != "Concat" or rank is None or maker.get("axis") not in (1, 1 - rank):
         return None
@@ -89,6 +98,11 @@ def _makers(editor: Editor, name: str) -> list[tuple[Node, int]] | None:
             return None
         parts += found
     return parts
+
+
+def _makes(node: Node) -> bool:
+    """Whether the node is a convolution or product whose outputs its weights can scale."""
+    return node.op in (_INTERNAL_PRODUCTS if node.domain == INTERNAL else () if node.domain else _PRODUCTS)
 
 
 def _into_reader(editor: Editor, node: Node) -> bool:
@@ -161,6 +175,9 @@ def _channels(editor: Editor, name: str) -> int | None:
 
 def _foldable(editor: Editor, node: Node) -> bool:
     """Whether weights and bias of a convolution or product are constants in their normal form."""
+    if node.op == "MixConvolution":
+        arrays = [editor.constant(name) for name in node.inputs[1:] if name]
+        return all(array is not None and array.dtype.kind == "f" for array in arrays)
     weights = editor.constant(node.input(1))
     if weights is None or weights.dtype.kind != "f" or weights.ndim < 2:
         return False
@@ -174,6 +191,8 @@ def _weights(editor: Editor, node: Node) -> Array:
 
 
 def _out_channels(node: Node, weights: Array) -> int:
+    if node.op == "MixConvolution":
+        return sum(part.out_channels for part in node.attributes["parts"])
     return weights.shape[1] * node.get("group", 1) if node.op == "ConvTranspose" else weights.shape[0]
 
 
@@ -188,6 +207,9 @@ def _multiply(weights: Array, factors: Array) -> Array:
 
 
 def _scale_outputs(editor: Editor, node: Node, affine: Affine) -> None:
+    if node.op == "MixConvolution":
+        _scale_parts(editor, node, affine)
+        return
     weights = _weights(editor, node)
     channels = _out_channels(node, weights)
     bias = editor.constant(node.input(2))
@@ -208,7 +230,38 @@ def _scale_outputs(editor: Editor, node: Node, affine: Affine) -> None:
         total = total + affine.shift
     if bias is not None or affine.shift is not None:
         inputs.append(editor.add_constant(f"{node.outputs[0]}_bias", total.astype(weights.dtype)))
-    editor.change(node, inputs=inputs)
+    attributes = None
+    if node.op == "HetConvolution" and len(inputs) > 2:
+        spec = node.attributes["spec"]
+        attributes = {"spec": replace(spec, conv=replace(spec.conv, bias=True))}
+    editor.change(node, inputs=inputs, attributes=attributes)
+
+
+def _scale_parts(editor: Editor, node: Node, affine: Affine) -> None:
+    """Each part of a MixConvolution has weights and, if any has one, a bias of its own."""
+    parts = node.attributes["parts"]
+    weights: list[str] = []
+    biases: list[str] = []
+    biased = affine.shift is not None or any(node.inputs[1 + len(parts) :])
+    start = 0
+    for place, part in enumerate(parts):
+        own = affine.part(slice(start, start + part.out_channels))
+        start += part.out_channels
+        name = node.inputs[1 + place]
+        array = editor.graph.constants[name]
+        bias = editor.constant(node.input(1 + len(parts) + place))
+        total = np.zeros(part.out_channels) if bias is None else bias.astype(np.float64)
+        if own.scale is not None:
+            scale = np.broadcast_to(own.scale, (part.out_channels,))
+            total = total * scale
+            scaled = _multiply(array, scale.reshape(-1, *(1,) * (array.ndim - 1)))
+            name = editor.add_constant(f"{name}_scaled", scaled)
+        weights.append(name)
+        if biased:
+            total = total if own.shift is None else total + own.shift
+            biases.append(editor.add_constant(f"{node.outputs[0]}_bias_{place}", total.astype(array.dtype)))
+    specs = tuple(replace(part, bias=biased) for part in parts)
+    editor.change(node, inputs=[node.inputs[0], *weights, *biases], attributes={"parts": specs})
 
 
 def _scale_inputs(editor: Editor, node: Node, weights: Array, affine: Affine, groups: int) -> None:
