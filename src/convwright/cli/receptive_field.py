@@ -68,9 +68,13 @@ def _rows(graph: Graph, fields: dict[str, ReceptiveField]) -> list[Row]:
             before = [fields[name] for name in node.inputs if name in fields]
             told = {line for field in before for line in field.disagreements}
             new = not told.issuperset(fields[output].disagreements)
-            changed = new or fields[output].axes not in [field.axes for field in before]
+            changed = new or _numbers(fields[output]) not in map(_numbers, before)
             rows.append(Row(node.name or output, node.op, output, fields[output], changed))
     return rows
+
+
+def _numbers(field: ReceptiveField) -> tuple[object, object]:
+    return field.axes, field.local
 
 
 def _named(rows: list[Row], name: str) -> Row:
