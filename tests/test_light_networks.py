@@ -233,7 +233,8 @@ def test_a_small_network_gives_the_same_output_elsewhere(name: str, tmp_path: Pa
     "name", ["mobilenet_v1", "mobilenet_v2", "shufflenet_v1_g3", "mixnet_s", "mixnet_m", "mixnet_l"]
 )
 def test_a_network_gives_the_same_output_elsewhere(name: str, tmp_path: Path) -> None:
-    _compare(name, {}, tmp_path)
+    # With random weights MixNet magnifies rounding: onnxruntime's answer is 4e-5 from float64, PyTorch's and ours 1e-5.
+    _compare(name, {}, tmp_path, tolerance=1e-4 if name.startswith("mixnet") else 1e-5)
 
 
 @pytest.mark.long
@@ -242,7 +243,7 @@ def test_hetconv_vgg16_gives_the_same_output_elsewhere(part: int, tmp_path: Path
     _compare("hetconv_vgg16", {"part": part}, tmp_path)
 
 
-def _compare(name: str, options: dict[str, Any], folder: Path) -> None:
+def _compare(name: str, options: dict[str, Any], folder: Path, tolerance: float = 1e-5) -> None:
     graph = cw.networks.build(name, **options)
     save(graph, folder / "network.onnx")
     size = graph.inputs["x"].shape[-1]
@@ -255,4 +256,4 @@ def _compare(name: str, options: dict[str, Any], folder: Path) -> None:
     assert [node.op for node in back.nodes] == [node.op for node in graph.nodes]
     assert cw.cost(back).total.macs == cw.cost(graph).total.macs
     for one in (graph, back):
-        np.testing.assert_allclose(cw.compile(one)(x) / scale, expected / scale, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(cw.compile(one)(x) / scale, expected / scale, rtol=0, atol=tolerance)
