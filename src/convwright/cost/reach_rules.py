@@ -119,7 +119,7 @@ def _elementwise(walk: Walk, node: Node) -> list[Seen | None]:
     result: Seen | None = None
     for name in node.inputs:
         seen = walk.seen.get(name)
-        if seen is None:
+        if seen is None or seen is result:
             continue
         own = walk.shape(name)
         lead = len(shape) - len(own)

@@ -272,9 +272,13 @@ def receptive_fields(
         raise ConvwrightError(f"no input of graph {graph.name!r} has spatial axes: {list(graph.inputs)}")
     result: dict[str, ReceptiveField] = {}
     for name in candidates:
-        for value, seen in Walk(graph, inferred, name).seen.items():
+        fields: dict[int, ReceptiveField] = {}  # many values, activations first, see what their input sees
+        seen_by = Walk(graph, inferred, name).seen
+        for value, seen in seen_by.items():
             if value not in result:
-                result[value] = _field(name, seen)
+                if id(seen) not in fields:
+                    fields[id(seen)] = _field(name, seen)
+                result[value] = fields[id(seen)]
             else:
                 found = result[value]
                 remark = f"depends on input {name!r} too; the field is that on {found.input!r}"

@@ -130,6 +130,14 @@ def roofline(
       folded or fused into another has no time of its own: it is part of the other's.
     - `ceilings`, `sizes`: of the machine and of its caches. Unless given, those of this one: stored ceilings, or newly
       measured ones, which takes a second or two; of as many threads as the profile has, or as this machine has cores.
+
+    >>> import convwright as cw
+    >>> from convwright.runtime.ceilings import Ceilings
+    >>> ceilings = Ceilings(1, {"f32": 1e11, "f64": 5e10}, {"l2": 1e11, "memory": 2e10}, 2e10, 3e10)
+    >>> cost = cw.cost(cw.ConvSpec(64, 64, (3, 3), padding=1, bias=False), input_size=(56, 56))
+    >>> (layer,) = roofline(cost, ceilings=ceilings)
+    >>> layer.binds, f"{1e6 * layer.seconds:.0f} microseconds"
+    ('arithmetic', '2312 microseconds')
     """
     if ceilings is None:
         ceilings = measured_ceilings(cores() if profile is None else profile.threads)
