@@ -76,8 +76,8 @@ def test_weights_that_do_not_fit_are_named(change: dict[str, Any], message: str)
         cw.networks.from_state_dict("vgg11", {key: value for key, value in weights.items() if value is not None})
 
 
-def runs_alike(graph: Graph, folder: Path) -> None:
-    """onnxruntime, from a file, and convwright give the same answers, within 1e-5 of the largest."""
+def runs_alike(graph: Graph, folder: Path, tolerance: float = 1e-5) -> None:
+    """onnxruntime, from a file, and convwright give the same answers, within a share of the largest."""
     path = folder / "network.onnx"
     graph.save(path)
     (info,) = graph.inputs.values()
@@ -94,7 +94,7 @@ def runs_alike(graph: Graph, folder: Path) -> None:
         assert ours.shape == theirs.shape
         assert np.isfinite(theirs).all()
         assert theirs.std() > 0
-        assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+        assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -105,7 +105,8 @@ def test_a_small_network_runs_as_in_onnxruntime(name: str, tmp_path: Path) -> No
 @pytest.mark.long
 @pytest.mark.parametrize("name", cw.networks.TABLE)
 def test_a_network_runs_as_in_onnxruntime(name: str, tmp_path: Path) -> None:
-    runs_alike(cw.networks.build(name), tmp_path)
+    # With random weights MixNet magnifies rounding: see tests/test_light_networks.py.
+    runs_alike(cw.networks.build(name), tmp_path, 1e-4 if name.startswith("mixnet") else 1e-5)
 
 
 @pytest.mark.long
