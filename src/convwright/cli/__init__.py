@@ -19,6 +19,7 @@ _VERBS = {
     "run": "Run a network on images or arrays: print classes, write pictures.",
     "bench": "Time a network beside other runtimes, and check the answers of all.",
     "cost": "Show what each layer costs: parameters, MACs, bytes, memory.",
+    "compare": "Show two networks, or a convolution and its replacement, side by side.",
     "receptive-field": "Show how much of the input each layer sees, and where it lies.",
     "explain": "Show each layer's kernel, why it was chosen, and what it costs.",
     "networks": "Show the built-in networks, and what each costs.",

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from convwright.graph import Graph
 
 
-def _file_or_name(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
-    """A file that exists, or the name of a built-in network."""
+def model_or_name(value: str) -> str:
+    """The file, if it exists, or the name of a built-in network; click.BadParameter where it is neither."""
     if os.path.isdir(value):
         raise click.BadParameter(f"{value!r} is a directory")
     if os.path.exists(value):
@@ -34,7 +34,7 @@ def _file_or_name(ctx: click.Context, parameter: click.Parameter, value: str) ->
         raise click.BadParameter(f"file {value!r} does not exist, and {error}") from None
 
 
-model_argument = click.argument("model", callback=_file_or_name)
+model_argument = click.argument("model", callback=lambda context, parameter, value: model_or_name(value))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 threads_option = click.option(
     "--threads",

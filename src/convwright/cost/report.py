@@ -13,8 +13,9 @@ from convwright.cost.weights import Weight
 from convwright.errors import ConvwrightError
 
 if TYPE_CHECKING:
-    from convwright.cost.receptive_field import ReceptiveField
+    from convwright.cost.receptive_field import AxisField, ReceptiveField
 
+_WHOLE = ("GlobalAveragePool", "GlobalMaxPool")
 GROUPINGS = ("layer", "kind", "block", "tree")
 
 
@@ -190,6 +191,19 @@ class Cost:
         if self.sort is not None:
             rows = tuple(sorted(rows, key=lambda row: -getattr(row, str(self.sort))))
         return rows  # type: ignore[no-any-return]
+
+    @property
+    def field(self) -> tuple[AxisField, ...] | None:
+        """The receptive field of the last feature map, an `AxisField` an axis; None where there is none.
+
+        Global pools, fully connected layers and what follows them see everything and are left out, and so are the
+        gates of squeeze-and-excitation.
+        """
+        for layer in reversed(self.layers):
+            seen, first = layer.receptive_field, self.layers[0].input_shape
+            if seen is not None and len(layer.output_shape) == len(first) and layer.op not in _WHOLE:
+                return seen.local or seen.axes
+        return None
 
     def share(self, row: Figures, figure: str) -> float:
         """What part of the total a layer or a group is, of this figure; 0 where the total is."""
