@@ -99,8 +99,7 @@ def _spread(row: Sequence[Fraction], first: int, step: int, length: int) -> list
 def interpolated(m: int, r: int, points: tuple[Fraction, ...] | None = None) -> Filtering:
     """F(m, r) at stride 1 for the given finite points, by default those of ``POINTS``.
 
-    Each row of ``bt`` is scaled by a power of two, and its row of ``g`` by the inverse, so that transformed inputs keep
-    about the size of the inputs. Raises ValueError for a number of points other than m + r - 2, or points that repeat.
+    The last entry of each row of ``bt`` is 1, which saves the transform of inputs a multiplication a row. Raises ValueError for a number of points other than m + r - 2, or points that repeat.
     """
     n = m + r - 1
     chosen = POINTS.get(n - 1, ()) if points is None else points
@@ -117,11 +116,6 @@ def interpolated(m: int, r: int, points: tuple[Fraction, ...] | None = None) -> 
         bt.append([*_from_roots(others), Fraction(0)])
     g.append([Fraction(0)] * (r - 1) + [Fraction(1)])
     bt.append(_from_roots(chosen))
-    for row in range(n):
-        size = sum(float(entry) ** 2 for entry in bt[row]) ** 0.5
-        factor = Fraction(2) ** round(float(np.log2(size)))
-        bt[row] = [entry / factor for entry in bt[row]]
-        g[row] = [entry * factor for entry in g[row]]
     return Filtering(_frozen(at), _frozen(g), _frozen(bt))
 
 

@@ -291,9 +291,15 @@ def _both_ways(
 
 
 def combine(k: Kernel, matrix: Matrix, vectors: Sequence[ir.Value]) -> list[ir.Value]:
-    """matrix times a column of vectors. Rows of opposite points share their even and their odd part."""
+    """matrix times a column of vectors. Rows of opposite points share their even and their odd part; columns of
+    opposite points are added and subtracted first."""
+    pairs, plan = _plan(matrix)
+    vectors = list(vectors)
+    for at in pairs:
+        first, second = vectors[at : at + 2]
+        vectors[at : at + 2] = k.add(first, second), k.sub(first, second)
     results: list[ir.Value] = []
-    for rows, parts in _plan(matrix):
+    for rows, parts in plan:
         if rows == 1:
             results.append(_row(k, parts[0], vectors))
         else:
@@ -303,11 +309,36 @@ def combine(k: Kernel, matrix: Matrix, vectors: Sequence[ir.Value]) -> list[ir.V
 
 
 Row = tuple[Fraction, ...]
+RowPlan = tuple[tuple[int, tuple[Row, ...]], ...]
+"""Rows one by one, or two by two as (2, (their half sum, their half difference))."""
 
 
 @lru_cache(maxsize=256)
-def _plan(matrix: Matrix) -> tuple[tuple[int, tuple[Row, ...]], ...]:
-    """The rows of the matrix one by one, or two by two as (2, (their half sum, their half difference))."""
+def _plan(matrix: Matrix) -> tuple[tuple[int, ...], RowPlan]:
+    """The columns that take the sum of themselves and the next one, which takes the difference; and the rows of what
+    the matrix then is."""
+    pairs, rows = _paired_columns(matrix)
+    alone, together = _row_plan(matrix), _row_plan(rows)
+    if 2 * len(pairs) + _operations(together) < _operations(alone):
+        return pairs, together
+    return (), alone
+
+
+def _paired_columns(matrix: Matrix) -> tuple[tuple[int, ...], Matrix]:
+    """Neighbouring columns whose entries are equal or opposite in every row."""
+    columns, pairs, at = list(zip(*matrix, strict=True)), [], 0
+    while at + 1 < len(columns):
+        left, right = columns[at : at + 2]
+        if all(abs(a) == abs(b) for a, b in zip(left, right, strict=True)) and left != right and any(left):
+            columns[at] = tuple(a if a == b else Fraction(0) for a, b in zip(left, right, strict=True))
+            columns[at + 1] = tuple(a if a != b else Fraction(0) for a, b in zip(left, right, strict=True))
+            pairs.append(at)
+            at += 1
+        at += 1
+    return tuple(pairs), tuple(zip(*columns, strict=True))
+
+
+def _row_plan(matrix: Matrix) -> RowPlan:
     plan: list[tuple[int, tuple[Row, ...]]] = []
     at = 0
     while at < len(matrix):
@@ -324,17 +355,23 @@ def _plan(matrix: Matrix) -> tuple[tuple[int, tuple[Row, ...]], ...]:
 
 def operations(matrix: Matrix) -> int:
     """Arithmetic instructions of `combine`."""
-    return sum(sum(map(_terms, parts)) + (2 if rows == 2 else 0) for rows, parts in _plan(matrix))
+    pairs, plan = _plan(matrix)
+    return 2 * len(pairs) + _operations(plan)
+
+
+def _operations(plan: RowPlan) -> int:
+    return sum(sum(map(_terms, parts)) + (2 if rows == 2 else 0) for rows, parts in plan)
 
 
 def _terms(row: Row) -> int:
-    return sum(entry != 0 for entry in row)
+    """Instructions of `_row`: one a term, but for a first one without a factor."""
+    return sum(entry != 0 for entry in row) - (1 in row)
 
 
 def _row(k: Kernel, row: Row, vectors: Sequence[ir.Value]) -> ir.Value:
     """A linear combination; the terms without a factor come first."""
     terms = [(entry, vector) for entry, vector in zip(row, vectors, strict=True) if entry]
-    terms.sort(key=lambda term: abs(term[0]) != 1)
+    terms.sort(key=lambda term: (term[0] != 1, abs(term[0]) != 1))
     total: ir.Value = None
     for entry, vector in terms:
         if total is None:
