@@ -163,6 +163,20 @@ class TestHet:
                     assert np.abs(result - wanted).max() <= 1e-5 * largest, (seed, len(network))
 
     @each_target
+    def test_larger_tiles_where_errors_allow(self, target: Target) -> None:
+        """F(5 x 5, 3 x 3) at 14 x 14 for groups of 64 channels, within the error allowed; never for groups of 128."""
+        spec = HetSpec(ConvSpec(256, 256, (3, 3), padding=1, bias=False), 4)
+        p = Problem(spec.conv, (14, 14), 1, np.dtype(np.float32), target, 2)
+        assert not het_blocks.grouped(p, 2).algorithm.startswith("winograd")
+        x, weight = normal(0, 1, 256, 14, 14), normal(1, *spec.weight_shape)
+        node = Node("HetConvolution", ["x", "w"], ["y"], {"spec": spec}, domain=INTERNAL)
+        with patch.object(lowering, "estimates", lambda *_: {"blocks": 0.0}):
+            plan = planned(graph_of([node], {"x": x}, ["y"], {"w": weight}), target, 2, numerics="default")
+        assert plan.tiles(winograd)[0].high[0] == (5 if het_blocks.grouped(p, 4).algorithm == "winograd-5" else 4)
+        expected = reference.het_conv(x, weight, None, spec)
+        assert np.abs(plan.run({"x": x})["y"] - expected).max() <= 1e-5 * np.abs(expected).max()
+
+    @each_target
     def test_activations_are_fused(self, target: Target) -> None:
         """By every way to compute the layer."""
         v = target.vector

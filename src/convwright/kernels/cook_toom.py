@@ -99,7 +99,8 @@ def _spread(row: Sequence[Fraction], first: int, step: int, length: int) -> list
 def interpolated(m: int, r: int, points: tuple[Fraction, ...] | None = None) -> Filtering:
     """F(m, r) at stride 1 for the given finite points, by default those of ``POINTS``.
 
-    The last entry of each row of ``bt`` is 1, which saves the transform of inputs a multiplication a row. Raises ValueError for a number of points other than m + r - 2, or points that repeat.
+    The last entry of each row of ``bt`` is 1, which saves the transform of inputs a multiplication a row. Raises
+    ValueError for a number of points other than m + r - 2, or points that repeat.
     """
     n = m + r - 1
     chosen = POINTS.get(n - 1, ()) if points is None else points

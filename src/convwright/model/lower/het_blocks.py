@@ -9,7 +9,9 @@ in that order, and the output unpacked from it, at no cost; between channel bloc
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,17 +22,35 @@ from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
 from convwright.model.lower import channels, winograd
-from convwright.model.lower.direct import output_tiles
+from convwright.model.lower import direct as direct_lowering
+from convwright.model.lower.winograd_forms import ERROR, forms_of
 from convwright.model.problem import Problem
 from convwright.model.tiles import choose_tile, cut_work
 from convwright.model.values import Buffer, Halo, Ref, Value
 from convwright.model.weights import entries_of, pack_direct
 from convwright.spec import HetSpec
 
+_OTHERS = ("winograd-5",)  # tiles to consider besides those that the algorithm chooses from itself
 
+
+@lru_cache(maxsize=1024)
 def grouped(p: Problem, part: int) -> Problem:
-    """Of the dense problem, what remains on a filter's own channels."""
-    return replace(p, spec=replace(p.spec, groups=part))
+    """Of the dense problem, what remains on a filter's own channels; it names a tile where another is faster.
+
+    Errors are measured against the whole output, of which this is a part: of random terms, the root of its share.
+    """
+    own = replace(p, spec=replace(p.spec, groups=part))
+    if max(p.spec.stride) > 1 or isinstance(forms_of(own), str):
+        return own
+    taps = math.prod(p.spec.kernel)
+    share = (taps / (taps + part - 1)) ** 0.5
+    able = [own]
+    for name in _OTHERS:
+        named = replace(own, algorithm=name)
+        forms = forms_of(named)
+        if not isinstance(forms, str) and forms[0].growth * direct_lowering.error_of_sum(named) * share <= ERROR:
+            able.append(named)
+    return min(able, key=lambda one: winograd.cut(one).cycles)
 
 
 def why_not(p: Problem, part: int) -> str | None:
@@ -42,7 +62,7 @@ def why_not(p: Problem, part: int) -> str | None:
         return "channel blocks have at most 2 spatial axes, not 3"
     if spec.in_channels % part or spec.out_channels % part:
         return f"part {part} does not divide {spec.in_channels} and {spec.out_channels} channels"
-    return winograd.why_not(grouped(p, part))
+    return winograd.why_not(replace(p, spec=replace(spec, groups=part)))
 
 
 def cycles(p: Problem, part: int) -> float:
@@ -121,7 +141,7 @@ def _pointwise(b: Builder, layer: Layer, spec: HetSpec, p: Problem, x: Value, y:
     rows, cols = g.out_size
     shape = choose_tile(rows, cols, vectors, part, reduction, b.target)
     tile = direct.DirectTile(shape.rows, shape.cols, shape.outs, g.stride[1] * v, taps=False, ring=True)
-    table = output_tiles(entries_of(p.spec.out_channels, part, v), shape.outs, own_in, reduction, v)
+    table = direct_lowering.output_tiles(entries_of(p.spec.out_channels, part, v), shape.outs, own_in, reduction, v)
     table[:, 0] = (table[:, 0] + own_in) % p.spec.in_channels
     col_tiles = -(-cols // shape.cols)
     pixel_tiles = col_tiles * -(-rows // shape.rows)
