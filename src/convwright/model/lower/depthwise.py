@@ -6,13 +6,14 @@ from functools import partial
 
 import numpy as np
 
+from convwright.codegen.target import Target
 from convwright.kernels import depthwise
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import Geometry, geometry_of
 from convwright.model.lower import channels, direct
 from convwright.model.problem import Algorithm, Problem
-from convwright.model.values import Value, blocks_of
+from convwright.model.values import Halo, Value, blocks_of
 
 _LARGE = 9  # taps along both axes from which on kernels are clipped
 
@@ -52,9 +53,33 @@ def _cycles(p: Problem) -> float:
     return vectors * (taps + 4.0) / p.threads
 
 
+def _width(g: Geometry, target: Target, clipped: bool) -> int:
+    """Output pixels of the register tile."""
+    useful = partial(_useful, g) if clipped else lambda cols: 1.0
+    return depthwise.choose_cols(g.out_size[1], g.kernel[1], target, useful)
+
+
+def _leaves_out(b: Builder, layer: Layer, g: Geometry) -> bool:
+    """Whether taps on padding are left out; of an infinite weight padding makes NaN."""
+    packed = b.weights.get(layer.node.inputs[1], "depthwise", (g.out_channels, 1, *g.kernel))
+    return is_clipped(g) and bool(np.isfinite(packed).all())
+
+
+def halo_of(p: Problem) -> Halo:
+    """The padding; of a clipped kernel what a tile's first pixel sees beside the input with its last one's taps."""
+    g = geometry_of(p)
+    if not is_clipped(g):
+        return g.halo
+    if depthwise.fits_registers(g.kernel[1], p.target):  # all taps of a row are taken
+        return 0, g.halo[1], 0, g.halo[3]
+    apart = (_width(g, p.target, True) - 1) * g.stride[1]
+    return 0, min(g.halo[1], apart), 0, min(g.halo[3], apart)
+
+
 def _lower(b: Builder, layer: Layer, p: Problem) -> None:
     g = geometry_of(p)
-    x = channels.with_halo(b, layer.node.inputs[0], g.halo)
+    halo = halo_of(p) if _leaves_out(b, layer, g) else g.halo
+    x = channels.with_halo(b, layer.node.inputs[0], halo)
     residual = b.blocked(layer.residual) if layer.residual else None
     add(b, layer, g, x, b.new_blocked(layer.output), residual)
 
@@ -66,8 +91,8 @@ def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Val
     bias = b.weights.bias(node.input(2), g.out_channels)
     rows, cols = g.out_size
     unrolled = depthwise.fits_registers(g.kernel[1], b.target)
-    clipped = is_clipped(g) and bool(np.isfinite(packed).all())  # an infinite weight makes NaN of padding
-    width = depthwise.choose_cols(cols, g.kernel[1], b.target, partial(_useful, g) if clipped else lambda cols: 1.0)
+    clipped = _leaves_out(b, layer, g)
+    width = _width(g, b.target, clipped)
     tile = depthwise.DepthwiseTile(
         width,
         g.kernel[1] if unrolled else 0,
@@ -101,5 +126,5 @@ def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Val
 
 ROW = Algorithm(
     "direct", "depthwise", True, _why_not, _cycles, direct.multiplications, direct.no_workspace,
-    direct.error_of_sum, _lower,
+    direct.error_of_sum, _lower, halo_of,
 )  # fmt: skip
