@@ -17,10 +17,11 @@ import onnx
 import pytest
 
 import convwright as cw
-from convwright.graph import Graph
+from convwright.graph import Graph, Node, ValueInfo
 from convwright.model import model as module
 from convwright.model.lower.fallback import SlowOperatorWarning
 from convwright.model.plan import _small, make_program
+from convwright.spec import ConvSpec
 
 from .graph_models import Array, model, node, read, run, weights
 
@@ -508,6 +509,18 @@ def test_a_little_work_is_done_by_one_thread_and_much_by_the_team() -> None:
     with patch("convwright.model.plan._small", wraps=_small), cw.compile(read(restorer()), threads=2) as compiled:
         assert compiled.profile(np.zeros((1, 3, 8, 8), np.float32), runs=1).threads == 1
         assert compiled.profile(np.zeros((1, 3, 128, 128), np.float32), runs=1).threads == 2
+
+
+def test_a_single_layer_is_shared_from_less_work_on() -> None:
+    spec = ConvSpec(64, 64, (3, 3), padding=1, groups=64)
+    weight = np.ones(spec.weight_shape, np.float32)
+    for size, threads in ((8, 1), (56, 2)):
+        p = {"spec": spec, "algorithm": "direct"}
+        node = Node("Convolution", ["x", "w", "b"], ["y"], p, domain="convwright")
+        inputs = {"x": ValueInfo(np.dtype(np.float32), (1, 64, size, size))}
+        layer = Graph("layer", inputs, ["y"], [node], {"w": weight, "b": np.zeros(64, np.float32)})
+        with patch("convwright.model.plan._small", wraps=_small), cw.compile(layer, threads=2) as compiled:
+            assert compiled.profile(runs=1).threads == threads
 
 
 def test_a_shape_can_be_prepared_and_plans_forgotten() -> None:

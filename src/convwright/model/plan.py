@@ -62,9 +62,15 @@ def make_program(
 
 
 def _small(steps: list[Step]) -> bool:
-    """Whether all the work takes about as long as waking a thread that sleeps (measured: 50 to 200 microseconds)."""
+    """Whether all the work takes about as long as waking a thread that sleeps (measured: 50 to 200 microseconds).
+
+    A single step is mostly a layer that is called again and again, whose threads have not gone to sleep yet: there it
+    is worth it from about 20 microseconds of one thread on.
+    """
     macs = sum(step.macs for step in steps)
     nbytes = sum(high - low for step in steps for _, low, high, _, _ in step.touches)
+    if len(steps) == 1:
+        return macs < 800_000 and nbytes < 500_000
     return macs < 4_000_000 and nbytes < 1_000_000
 
 
