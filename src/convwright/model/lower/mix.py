@@ -13,8 +13,8 @@ from convwright.graph import Node, ValueInfo
 from convwright.graph.graph import INTERNAL
 from convwright.model.builder import Builder, Step
 from convwright.model.fuse import Layer
-from convwright.model.lower import planar
-from convwright.model.problem import Problem
+from convwright.model.lower import depthwise_planes, planar
+from convwright.model.problem import Algorithm, Problem
 from convwright.model.values import Buffer, Ref, Value
 
 
@@ -39,9 +39,15 @@ def lower(b: Builder, layer: Layer) -> None:
         p = Problem(
             spec, x.shape[2:], x.n, x.dtype, b.target, b.threads, b.numerics, plain_input=True, plain_output=True
         )
-        planar.ROW.lower(b, of_part, p)
+        _row(p).lower(b, of_part, p)
         first_in, first_out = first_in + part.in_channels, first_out + part.out_channels
     _one_pass(b.steps[first_step:], y.buffer, b.threads, x.dtype.itemsize)
+
+
+def _row(p: Problem) -> Algorithm:
+    """What computes a part: in place where that is estimated to be quicker."""
+    in_place = depthwise_planes.ROW
+    return in_place if in_place.why_not(p) is None and in_place.cycles(p) < planar.ROW.cycles(p) else planar.ROW
 
 
 def _channels(value: Value, first: int, count: int) -> Value:
@@ -58,11 +64,13 @@ def _channels(value: Value, first: int, count: int) -> Value:
 
 def _one_pass(steps: list[Step], y: Buffer, threads: int, itemsize: int) -> None:
     """Let the steps share their scratch, and say that each writes what no other does."""
-    most = max(step.arguments["scratch_thread"] for step in steps)
+    most = max((step.arguments["scratch_thread"] for step in steps if "scratch" in step.arguments), default=0)
     scratch = Buffer(itemsize * most * threads)
     for number, step in enumerate(steps):
-        own = step.arguments["scratch"].buffer
-        step.arguments |= {"scratch": Ref(scratch), "scratch_thread": most}
+        own = None
+        if "scratch" in step.arguments:
+            own = step.arguments["scratch"].buffer
+            step.arguments |= {"scratch": Ref(scratch), "scratch_thread": most}
         # A thread's piece of the scratch, and a part's channels of the output.
         tag = f"part{number}"
         step.touches = [
