@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Run the built-in networks with weights of torchvision's and timm's definitions, beside those definitions.
 
-    pip install torch==2.13.0 onnx onnxruntime pillow pyyaml safetensors huggingface_hub tqdm
+    pip install torch==2.13.0 onnx onnxruntime torchinfo pillow pyyaml safetensors huggingface_hub tqdm
     pip install --no-deps torchvision timm
     python bench/state_dicts.py [NAME ...] [--golden tests/golden/state_dicts.json]
 
 Each network is built by the other library with random weights and batch norms that do something; its state dict goes
 through `cw.networks.from_state_dict`, and the answers of convwright and of onnxruntime, which runs the same graph from
-a file, are compared with PyTorch's in float64: the largest difference over the largest answer. With --golden nothing
-runs: the names and shapes in each state dict are written for the tests, as a checksum where they are our network's own.
+a file, are compared with PyTorch's in float64: the largest difference over the largest answer. MACs and parameters by
+`cw.cost` have to be those of PyTorch's FLOP counter (half its FLOPs) and of the definition; torchinfo's "mult-adds",
+which count biases and batch norms too (docs/cost.md), are shown beside them. With --golden nothing runs: the names and
+shapes in each state dict are written for the tests, as a checksum where they are our network's own.
 """
 
 import argparse
@@ -24,6 +26,8 @@ import numpy as np
 import torch
 from export_networks import randomised, timm, torchvision
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchinfo import summary
 
 TOLERANCE = 1e-5
 
@@ -97,6 +101,25 @@ def compare(name: str, library: str) -> tuple[float, float]:
     return float(np.abs(ours - want).max() / largest), float(np.abs(theirs - want).max() / largest)
 
 
+def counts(name: str, library: str) -> tuple[int, int, int]:
+    """MACs and parameters by `cw.cost`, and torchinfo's mult-adds.
+
+    Raises AssertionError where PyTorch's FLOP counter or the definition has others.
+    """
+    import convwright as cw
+
+    network = NETWORKS[name, library]().eval()
+    graph = cw.networks.build(name, seed=None)
+    total = cw.cost(graph).total
+    x = torch.zeros(1, *(size for size in graph.inputs["x"].shape if isinstance(size, int)))
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(x)
+    assert 2 * total.macs == counter.get_total_flops(), (name, total.macs, counter.get_total_flops())
+    own = sum(value.numel() for key, value in network.named_parameters() if not key.startswith("AuxLogits."))
+    assert total.parameters == own, (name, total.parameters, own)
+    return total.macs, total.parameters, int(summary(network, input_data=x, verbose=0).total_mult_adds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="of built-in networks; all by default")
@@ -109,11 +132,14 @@ def main() -> None:
     if options.golden:
         write_golden(options.golden, wanted)
         return
-    print(f"{'network':18} {'weights of':12} {'convwright':>12} {'onnxruntime':>12}")
+    print(f"{'network':18} {'weights of':12} {'convwright':>12} {'onnxruntime':>12}", end="")
+    print(f" {'MACs':>15} {'parameters':>12} {'mult-adds':>15}")
     failed = []
     for name, library in wanted:
         errors = compare(name, library)
-        print(f"{name:18} {library:12} {errors[0]:12.1e} {errors[1]:12.1e}", flush=True)
+        print(f"{name:18} {library:12} {errors[0]:12.1e} {errors[1]:12.1e}", end="")
+        macs, parameters, mult_adds = counts(name, library)
+        print(f" {macs:15,} {parameters:12,} {mult_adds:15,}", flush=True)
         if not max(errors) < TOLERANCE:
             failed.append(f"{name} ({library})")
     if failed:

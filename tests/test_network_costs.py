@@ -6,6 +6,7 @@ Exact figures are integer arithmetic over convolutions and fully connected layer
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,13 +138,24 @@ def test_inception_v2_counts_all_but_pools() -> None:
 )
 def test_receptive_fields_are_the_published_ones(name: str, size: int) -> None:
     """Of the last feature map, before global pools and fully connected layers."""
-    maps = [layer for layer in cost(name).layers if len(layer.output_shape) == 4 and layer.op != "GlobalAveragePool"]
-    field = maps[-1].receptive_field
+    field = cost(name).field
     assert field is not None
-    assert field.size == (size, size)
-    assert field.stride == (32, 32)
+    assert [axis.size for axis in field] == [size, size]
+    assert [axis.stride for axis in field] == [32, 32]
 
 
 def test_everything_in_every_network_is_counted() -> None:
     for name in cw.networks.TABLE:
         assert cost(name).not_counted == (), name
+
+
+LARGE = ("alexnet", "vgg", "resn", "inception", "xception")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] if name.startswith(LARGE) else []) for name in cw.networks.TABLE],
+)
+def test_the_file_of_a_network_costs_the_same(name: str, tmp_path: Path) -> None:
+    cw.networks.build(name, seed=None).save(tmp_path / "network.onnx")
+    assert cw.cost(tmp_path / "network.onnx") == cost(name)
