@@ -15,15 +15,19 @@ from convwright.cli.options import (
     random_inputs,
     shape_option,
     threads_option,
+    tune_option,
+    tuning_bar,
 )
 from convwright.errors import ConvwrightError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    import numpy as np
     from rich.table import Table
 
     from convwright.cli.race import Row
+    from convwright.graph import Graph
 
 NOTE = (
     "time: median of one inference, runtimes taking turns, a process each; ratio: its time over convwright's. "
@@ -55,6 +59,7 @@ BUSY = 0.1  # share of a core: a runtime that keeps more than this busy when it 
     help="How long to time, all runtimes together; each has three turns at least.",
 )
 @threads_option
+@tune_option
 @json_option
 def bench(
     model: str,
@@ -63,12 +68,14 @@ def bench(
     batch: int | None,
     seconds: float,
     threads: int | None,
+    tune: bool,
     as_json: bool,
 ) -> None:
     """Time a network beside other runtimes, and check the answers of all.
 
     Each runtime has a process of its own; they take turns, with the same inputs (random values) and the same number of
-    threads. A float64 run says how exact each one's answers are.
+    threads. A float64 run says how exact each one's answers are. With --tune, what is measured is stored before the
+    first turn.
 
     Example: convwright bench model.onnx --batch 3 --against onnxruntime
     """
@@ -82,9 +89,11 @@ def bench(
         raise click.UsageError(f"--against {','.join(unknown)}: known are {', '.join(PEERS)}")
     graph = load_model(model, seed=None)
     inputs = random_inputs(graph, input_shapes(graph, shapes, batch))
-    del graph  # its weights; the workers read their own
     threads = threads or cores()
     with progress_bar() as progress, model_file(model) as path:
+        if tune:
+            _tune(graph, inputs, threads, tuning_bar(progress))
+        del graph  # its weights; the workers read their own
         task = progress.add_task("starting", total=1.0)
         try:
             rows = race(
@@ -94,6 +103,7 @@ def bench(
                 threads=threads,
                 seconds=seconds,
                 required=["convwright"],
+                tune=tune,
                 report=lambda what, share: progress.update(task, description=what, completed=share),
             )
         except Lost as error:
@@ -103,6 +113,17 @@ def bench(
         print_json({"model": model, "threads": threads, "inputs": sizes, "rows": [row.to_dict() for row in rows]})
     else:
         print_table(model, threads, sizes, rows)
+
+
+def _tune(
+    graph: "Graph", inputs: "Mapping[str, np.ndarray]", threads: int, report: "Callable[[str, float], None]"
+) -> None:
+    """Have the choices for these inputs' shapes stored, where the race's workers find them."""
+    import convwright as cw
+
+    for name, array in inputs.items():
+        graph.inputs[name].shape = array.shape
+    cw.compile(graph, threads=threads, tune=True, progress=report).close()
 
 
 def print_table(model: str, threads: int, sizes: dict[str, list[int]], rows: "Sequence[Row]") -> None:

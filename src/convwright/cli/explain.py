@@ -1,4 +1,4 @@
-"""`convwright explain`: each layer's kernel, why it was chosen, its time, and its share of the machine's limit."""
+"""`convwright explain`: each layer's kernel, why it was chosen, what came second, its time and share of the limit."""
 
 import click
 
@@ -12,6 +12,8 @@ from convwright.cli.options import (
     random_inputs,
     shape_option,
     threads_option,
+    tune_option,
+    tuning_bar,
 )
 
 
@@ -19,12 +21,14 @@ from convwright.cli.options import (
 @model_argument
 @shape_option
 @threads_option
+@tune_option
 @json_option
-def explain(model: str, shapes: tuple[str, ...], threads: int | None, as_json: bool) -> None:
+def explain(model: str, shapes: tuple[str, ...], threads: int | None, tune: bool, as_json: bool) -> None:
     """Show each layer's kernel, why it was chosen, and what it costs.
 
     Times are measured, on random values of the shape that the model fixes or --shape says. "of limit" is the least
-    time that this machine's measured arithmetic and memory speed allow for a step, over the time that it took.
+    time that this machine's measured arithmetic and memory speed allow for a step, over the time that it took;
+    "runner-up" is the next best way to compute a convolution, with its time as a multiple of what was taken.
 
     Example: convwright explain model.onnx --shape 1x3x224x224
     """
@@ -34,7 +38,7 @@ def explain(model: str, shapes: tuple[str, ...], threads: int | None, as_json: b
         task = progress.add_task("compiling", total=None)
         graph = load_model(model)
         inputs = random_inputs(graph, input_shapes(graph, shapes))
-        with cw.compile(graph, threads=threads) as compiled:
+        with cw.compile(graph, threads=threads, tune=tune, progress=tuning_bar(progress)) as compiled:
             progress.update(task, description="measuring")
             explanation = compiled.explain(*inputs.values())
     if as_json:

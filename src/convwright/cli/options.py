@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,11 @@ threads_option = click.option(
     type=click.IntRange(1, 1024),
     metavar="N",
     help="How many threads to use.  [default: the cores that this process may use]",
+)
+tune_option = click.option(
+    "--tune",
+    is_flag=True,
+    help="Choose convolutions' algorithms by measurement; what is measured is stored, and not measured again.",
 )
 shape_option = click.option(
     "--shape",
@@ -158,3 +163,9 @@ def progress_bar() -> Iterator["Progress"]:
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield progress
+
+
+def tuning_bar(progress: "Progress") -> Callable[[str, float], None]:
+    """What `compile(progress=...)` calls while it measures: a bar of its own, which leaves when all is done."""
+    task = progress.add_task("tuning", total=1.0, visible=False)
+    return lambda what, share: progress.update(task, description=what, completed=share, visible=share < 1)

@@ -56,12 +56,12 @@ class Accountable(Protocol):
 
 
 class _Convwright:
-    def __init__(self, graph: "Graph", shapes: Shapes, threads: int) -> None:
+    def __init__(self, graph: "Graph", shapes: Shapes, threads: int, tune: bool = False) -> None:
         import convwright as cw
 
         for name, shape in shapes.items():
             graph.inputs[name].shape = shape
-        self.model = cw.compile(graph, threads=threads)
+        self.model = cw.compile(graph, threads=threads, tune=tune)
         self.names = list(graph.outputs)
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
@@ -76,6 +76,12 @@ def _convwright(path: str, shapes: Shapes, threads: int) -> Runner:
     import convwright as cw
 
     return _Convwright(cw.load(path), shapes, threads)
+
+
+def _convwright_tuned(path: str, shapes: Shapes, threads: int) -> Runner:
+    import convwright as cw
+
+    return _Convwright(cw.load(path), shapes, threads, tune=True)
 
 
 def _convwright_graph(path: str, shapes: Shapes, threads: int) -> Runner:
@@ -275,4 +281,5 @@ PEERS = {
 }
 # Not to be asked for by name where a model comes from elsewhere: what is pickled runs.
 GRAPH = Peer(("llvmlite", "convwright.model"), "convwright", _convwright_graph)
+TUNED = Peer(("llvmlite", "convwright.model"), "convwright", _convwright_tuned)
 FLOAT64 = Peer(("onnx",), "onnx", _float64)

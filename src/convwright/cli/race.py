@@ -113,7 +113,8 @@ class Entry:
     """Who takes part in a race.
 
     - `name`: of its row and of its process.
-    - `peer`: a name from `convwright.cli.peers`, or "graph": convwright with a pickled `Graph`.
+    - `peer`: a name from `convwright.cli.peers`; or "tuned", convwright with `tune=True`; or "graph", with a pickled
+      `Graph`.
     - `path`: the model's file.
     - `inputs`: what it is fed; their shapes override the model's.
     - `truth`: the ONNX file to compare with in float64, the same model as `path`, which may have another form.
@@ -169,6 +170,7 @@ def race(
     environment: Mapping[str, str] | None = None,
     required: Sequence[str] = (),
     compare: bool = True,
+    tune: bool = False,
     report: Callable[[str, float], None] = lambda what, share: None,
 ) -> list[Row]:
     """Time the model on each runtime, `seconds` in all (each gets three turns at least), and compare the answers.
@@ -178,11 +180,12 @@ def race(
     - `environment`: variables for the workers.
     - `required`: runtimes without which there is no race: `Lost` is raised if one of them cannot open the model.
     - `compare`: whether to run the model in float64 too; without, rows have no `error`.
+    - `tune`: whether convwright's algorithms are chosen by measurement.
     - `report`: told what goes on and the share that is done.
 
     A runtime that is missing or fails has its reason in its row.
     """
-    entries = [Entry(name, name, path, inputs) for name in peers]
+    entries = [Entry(name, "tuned" if tune and name == "convwright" else name, path, inputs) for name in peers]
     with Workers(threads, environment) as workers:
         return compete(entries, workers, seconds=seconds, required=required, compare=compare, report=report)
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from convwright.cli.options import json_option, load_model, model_argument, print_json, progress_bar, threads_option
+from convwright.cli.options import (
+    json_option,
+    load_model,
+    model_argument,
+    print_json,
+    progress_bar,
+    threads_option,
+    tune_option,
+    tuning_bar,
+)
 from convwright.errors import ConvwrightError
 
 if TYPE_CHECKING:
@@ -40,6 +49,7 @@ if TYPE_CHECKING:
     "folder, where files are named after the images.",
 )
 @threads_option
+@tune_option
 @json_option
 def run(
     model: str,
@@ -51,6 +61,7 @@ def run(
     top: int,
     output: str | None,
     threads: int | None,
+    tune: bool,
     as_json: bool,
 ) -> None:
     """Run a network on images or arrays: print classes, write pictures.
@@ -82,7 +93,7 @@ def run(
     reports = []
     with progress_bar() as progress:
         task = progress.add_task("compiling", total=len(images))
-        with cw.compile(graph, threads=threads) as compiled:
+        with cw.compile(graph, threads=threads, tune=tune, progress=tuning_bar(progress)) as compiled:
             for path, target in zip(images, targets, strict=True):
                 progress.update(task, description=f"running {path}")
                 x = _read(path, graph, preparation)

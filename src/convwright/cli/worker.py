@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from convwright.cli.peers import FLOAT64, GRAPH, PEERS, Accountable, Arrays, Peer, Runner, Unavailable
+from convwright.cli.peers import FLOAT64, GRAPH, PEERS, TUNED, Accountable, Arrays, Peer, Runner, Unavailable
 
 
 def _nothing(inputs: Arrays) -> dict[str, np.ndarray]:
@@ -125,7 +125,7 @@ def start() -> None:
     """Serve standard input; what a runtime prints must not mix with the answers, so it goes to standard error."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
-        serve(Worker({**PEERS, "float64": FLOAT64, "graph": GRAPH}[sys.argv[1]]), sys.stdin, answers)
+        serve(Worker({**PEERS, "float64": FLOAT64, "graph": GRAPH, "tuned": TUNED}[sys.argv[1]]), sys.stdin, answers)
 
 
 if __name__ == "__main__":

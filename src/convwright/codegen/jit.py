@@ -274,7 +274,7 @@ _names = itertools.count()
 
 
 @functools.cache
-def _sources_hash() -> bytes:
+def sources_hash() -> bytes:
     """Of the Python files that kernels are made by: a changed emitter must not find what an older one compiled."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
@@ -288,7 +288,7 @@ def _sources_hash() -> bytes:
 @functools.cache
 def _cache_key_prefix(target: Target) -> bytes:
     versions = (convwright.__version__, llvmlite.__version__, llvm.llvm_version_info)
-    return repr((versions, _sources_hash().hex(), target, machine(target).triple, _PASSES)).encode()
+    return repr((versions, sources_hash().hex(), target, machine(target).triple, _PASSES)).encode()
 
 
 def _cache_key(key: str, target: Target) -> bytes:

@@ -8,7 +8,7 @@ zeros of padding appear as steps of their own where they are needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -37,6 +37,7 @@ class Step:
     ``touches``: the memory read and written, as (buffer, first byte, last byte + 1, written, tag); steps whose tags
     differ write disjoint parts of what they share.
     ``calls``: the kernels that this step's kernel calls (``kernels.strips``), with their own arguments and work.
+    ``runner_up``: tells, for reports, the best of the ways to compute the layer that were not taken.
     """
 
     layer: Layer | None
@@ -50,6 +51,7 @@ class Step:
     why: str = ""
     macs: int = 0
     calls: list[Step] = field(default_factory=list)
+    runner_up: Callable[[], str] | None = None
 
 
 class Builder:
@@ -73,6 +75,7 @@ class Builder:
         self.halos: dict[str, Halo] = {}
         self.consumers = {name for layer in layers for name in layer.reads}
         self.problems: dict[int, Problem] = {}  # of convolution layers, by id
+        self.measured: dict[int, Mapping[str, float]] = {}  # seconds of the ways to compute a layer, by its id
         self.parents: dict[str, tuple[str, int]] = {}  # value -> (concatenation it is a part of, first channel)
         self.values: dict[tuple[str, bool], Value] = {}
         self.rooms: dict[str, Value] = {}  # plain values that have a place already: a part of another's channels

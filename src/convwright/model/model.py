@@ -21,6 +21,7 @@ from convwright.graph.outline import Outline, outline
 from convwright.graph.rewrites import simplify
 from convwright.model.plan import make_program
 from convwright.model.report import Explanation, Profile, StepReport, median, share_of_limit
+from convwright.model.tune import Progress, Tuner
 from convwright.model.weights import Weights
 from convwright.runtime.ceilings import ceilings
 from convwright.runtime.program import Arena, Program
@@ -35,6 +36,8 @@ def compile(
     threads: int | None = None,
     numerics: str = "default",
     strips: bool = True,
+    tune: bool = False,
+    progress: Progress | None = None,
 ) -> Model:
     """Make a model of a graph or of an ONNX file.
 
@@ -43,6 +46,10 @@ def compile(
     - ``strips``: whether layers that follow each other may be computed together, strip by strip, where that is
       estimated to be quicker; the results are the same to the last bit. False keeps every layer a step of its own,
       which is what a profile layer by layer needs.
+    - ``tune``: whether convolutions are computed by the algorithm that is measured to be the fastest here, in place of
+      the one that is estimated to be. What is measured, some hundredths of a second a kind of layer, is stored beside
+      the compiled kernels (``CONVWRIGHT_CACHE``) and not measured again; without ``tune`` nothing stored is used.
+    - ``progress``: called while layers are being measured, with what is measured and the share of all that is done.
 
     Kernels are compiled, and weights packed, at once where the graph's inputs have fixed shapes, else at the first
     call.
@@ -53,7 +60,7 @@ def compile(
         raise ConvwrightError(f'numerics must be "default" or "strict", not {numerics!r}')
     if not isinstance(graph, Graph):
         graph = load_graph(graph)
-    return Model(simplify(graph), check_threads(threads), numerics, outline(graph), strips)
+    return Model(simplify(graph), check_threads(threads), numerics, outline(graph), strips, tune, progress)
 
 
 class Model:
@@ -64,8 +71,18 @@ class Model:
     shape is made at its first use and remembered.
     """
 
-    def __init__(self, graph: Graph, threads: int, numerics: str, origin: Outline | None = None, strips: bool = True):
-        self.threads, self.numerics, self.strips = threads, numerics, strips
+    def __init__(
+        self,
+        graph: Graph,
+        threads: int,
+        numerics: str,
+        origin: Outline | None = None,
+        strips: bool = True,
+        tune: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        self.threads, self.numerics, self.strips, self.tune = threads, numerics, strips, tune
+        self._tuner = Tuner(progress) if tune else None
         self._graph = graph
         self._origin = outline(graph) if origin is None else origin
         self._target = host_target()
@@ -128,7 +145,7 @@ class Model:
         if program is None:
             by_name = dict(zip(self._graph.inputs, shapes, strict=True))
             program = make_program(
-                self._graph, by_name, self._weights, self._target, self.threads, self.numerics, self.strips
+                self._graph, by_name, self._weights, self._target, self.threads, self.numerics, self.strips, self._tuner
             )
             self._weights.release()
             self._programs[shapes] = program
@@ -146,7 +163,8 @@ class Model:
         return Profile(*self._measure(args, kwargs, runs, None))
 
     def explain(self, *args: Any, runs: int = 20, **kwargs: Any) -> Explanation:
-        """Every step's kernel, why it was chosen, its time, and its share of this machine's measured limits."""
+        """Every step's kernel, why it was chosen, its time, and its share of this machine's measured limits; and, where
+        a convolution could have been computed otherwise, the next best way."""
         return Explanation(*self._measure(args, kwargs, runs, ceilings(self.threads)))
 
     def _measure(self, args: Any, kwargs: Any, runs: int, limits: tuple[float, float] | None) -> tuple[Any, ...]:
@@ -168,6 +186,7 @@ class Model:
             StepReport(
                 info.layer, info.op, info.kernel, info.why, taken, info.macs, info.nbytes,
                 share_of_limit(info.macs, info.nbytes, taken, limits),
+                info.runner_up() if limits and info.runner_up else "",
             )
             for info, taken in zip(program.infos, seconds, strict=True)
         )  # fmt: skip
@@ -240,7 +259,7 @@ class Model:
         with self._lock:
             graph = self._graph.copy()
             graph.constants = self._weights.unpacked()
-        settings = {"threads": self.threads, "numerics": self.numerics, "strips": self.strips}
+        settings = {"threads": self.threads, "numerics": self.numerics, "strips": self.strips, "tune": self.tune}
         return {"graph": graph, "origin": self._origin, **settings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

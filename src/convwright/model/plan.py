@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from convwright.model import lower
 from convwright.model.builder import Builder, Step, aligned
 from convwright.model.fuse import Layer, layers_of
 from convwright.model.lower import channels, conv, deformable, direct, strips
+from convwright.model.lower.ways import runner_up
+from convwright.model.problem import problem_of
 from convwright.model.values import NO_HALO, Buffer
 from convwright.model.weights import Weights
 from convwright.runtime.program import Program, link
@@ -29,16 +32,34 @@ def make_program(
     threads: int,
     numerics: str = "default",
     in_strips: bool = True,
+    tune: Callable[[Builder], None] | None = None,
 ) -> Program:
     """Plan one inference of the graph at these input shapes and compile what it needs.
 
-    ``in_strips``: whether layers may be computed together, strip by strip.
+    - ``in_strips``: whether layers may be computed together, strip by strip.
+    - ``tune``: called before any choice is made, to make some of them (``model.tune``).
 
     Where there is too little work to be worth waking other threads, the program uses one.
     """
+    return finished(make_plan(graph, shapes, weights, target, threads, numerics, in_strips, tune))
+
+
+def make_plan(
+    graph: Graph,
+    shapes: Mapping[str, tuple[int, ...]],
+    weights: Weights,
+    target: Target,
+    threads: int,
+    numerics: str = "default",
+    in_strips: bool = True,
+    tune: Callable[[Builder], None] | None = None,
+) -> Builder:
+    """The steps of one inference: nothing is compiled yet, no buffer has a place."""
     types = infer(graph, shapes)
     layers = layers_of(graph, types, set(ACTIVATIONS))
     b = Builder(graph, types, weights, target, threads, layers, numerics)
+    if tune is not None:
+        tune(b)
     rows = _prepare(b)
     for index, name in enumerate(graph.inputs):
         dtype = types[name].dtype
@@ -47,18 +68,27 @@ def make_program(
     chains = {id(chain[-1]): chain for chain in (strips.chains(b, _readers(b)) if in_strips else ())}
     inside = {id(layer) for chain in chains.values() for layer in chain[:-1]}
     for layer, row in zip(layers, rows, strict=True):
-        b.layer = layer
+        b.layer, first = layer, len(b.steps)
         if id(layer) in chains:
             strips.lower(b, chains[id(layer)])
         elif id(layer) not in inside:
             row.lower(b, layer)
+        if row.lower is conv.lower:
+            for step in b.steps[first:]:
+                if step.macs and step.runner_up is None:
+                    step.runner_up = partial(runner_up, problem_of(b, layer), b.measured.get(id(layer)))
     b.layer = None
     for name in graph.outputs:
         _hand_over(b, name)
+    return b
+
+
+def finished(b: Builder) -> Program:
+    """The program of a plan."""
     arena, bound = _place(b.steps)
     barriers = _barriers(b.steps)
-    outputs = [(name, b.types[name].dtype, b.shape(name)) for name in graph.outputs]
-    return link(b.steps, barriers, arena, bound, outputs, target, 1 if _small(b.steps) else threads, b.tables)
+    outputs = [(name, b.types[name].dtype, b.shape(name)) for name in b.graph.outputs]
+    return link(b.steps, barriers, arena, bound, outputs, b.target, 1 if _small(b.steps) else b.threads, b.tables)
 
 
 def _small(steps: list[Step]) -> bool:

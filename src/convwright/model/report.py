@@ -23,7 +23,9 @@ class StepReport:
     """One step of an inference.
 
     ``layer``: the layer it belongs to; ``op``: its operator; ``seconds``: median; ``macs``: multiply-accumulates;
-    ``share_of_limit``: the machine's least time for the step over the measured one, None where nothing bounds it.
+    ``share_of_limit``: the machine's least time for the step over the measured one, None where nothing bounds it;
+    ``runner_up``: the best of the ways to compute a convolution that were not taken, with its time as a multiple of
+    what was, estimated or measured; "" where there is no other, or none was asked for.
     """
 
     layer: str
@@ -34,6 +36,7 @@ class StepReport:
     macs: int
     nbytes: int
     share_of_limit: float | None
+    runner_up: str = ""
 
     @property
     def gflops(self) -> float:
@@ -72,12 +75,12 @@ class Report:
         if self.ceilings:
             caption += f"; limits: {self.ceilings[0] / 1e9:.0f} GFLOP/s, {self.ceilings[1] / 1e9:.0f} GB/s"
         table = Table(title=self.title, caption=caption)
-        for heading in ("layer", "kernel", *(["why"] if explain else [])):
+        for heading in ("layer", "kernel", *(["why", "runner-up"] if explain else [])):
             table.add_column(heading, overflow="ellipsis", no_wrap=True)
         for heading, width in (("µs", 8), ("time", 5), ("MMACs", 8), ("GFLOP/s", 7), ("of limit", 8)):
             table.add_column(heading, justify="right", no_wrap=True, min_width=width)
         for step in self.steps:
-            why = [step.why] if explain else []
+            why = [step.why, step.runner_up] if explain else []
             table.add_row(
                 step.layer or step.op, step.kernel, *why, f"{step.seconds * 1e6:.1f}", f"{step.seconds / total:.1%}",
                 f"{step.macs / 1e6:.2f}" if step.macs else "", f"{step.gflops:.0f}" if step.macs else "",
@@ -94,7 +97,8 @@ class Profile(Report):
 
 
 class Explanation(Report):
-    """What ``Model.explain`` returns: every step's kernel, why it was chosen, its time, its share of the limit."""
+    """What ``Model.explain`` returns: every step's kernel, why it was chosen, what else could have been, its time, its
+    share of the limit."""
 
     def __str__(self) -> str:
         return render(self.table(explain=True))

@@ -61,7 +61,7 @@ class Segment:
 
 @dataclass(slots=True)
 class StepInfo:
-    """What reports say of one step."""
+    """What reports say of one step; `runner_up` tells the best of the ways that were not taken."""
 
     layer: str
     op: str
@@ -69,6 +69,7 @@ class StepInfo:
     why: str
     macs: int
     nbytes: int
+    runner_up: Callable[[], str] | None = None
 
 
 class Program:
@@ -153,9 +154,7 @@ def link(
     A step has ``family`` (a module of ``kernels``), ``tile``, ``arguments`` (integers and references into buffers) and
     ``items``, or ``python`` and its operands. The arguments of its ``calls`` lie one after another, its template.
     """
-    native = [kernel for step in steps if step.python is None for kernel in (step, *step.calls)]
-    emitters = [_emitter(step.family, step.tile, target) for step in native]
-    addresses = iter(compile_many(emitters, target))
+    addresses = iter(compile_many(kernels_of(steps, target), target))
     table = np.zeros((len(steps), STEP_COLUMNS), np.int64)
     slots: dict[str, list[tuple[int, int, int]]] = {"arena": [], "input": [], "output": []}
     flat: list[int] = []
@@ -186,8 +185,11 @@ def link(
         layer = step.layer
         nbytes = sum(high - low for _, low, high, _, _ in step.touches)
         infos.append(
-            StepInfo(layer.name if layer else "", layer.op if layer else "", step.name, step.why, step.macs, nbytes)
-        )
+            StepInfo(
+                layer.name if layer else "", layer.op if layer else "", step.name, step.why, step.macs, nbytes,
+                step.runner_up,
+            )
+        )  # fmt: skip
         if step.python is not None:
             operands = []
             for ref, (shape, dtype) in zip(step.arguments.values(), step.tile, strict=True):
@@ -225,6 +227,12 @@ def link(
         threads,
         (arguments, tables, keep),
     )
+
+
+def kernels_of(steps: Sequence[Any], target: Target) -> list[tuple[str, Callable[[], Any]]]:
+    """The steps' kernels in order, as `compile_many` takes them."""
+    native = [kernel for step in steps if step.python is None for kernel in (step, *step.calls)]
+    return [_emitter(step.family, step.tile, target) for step in native]
 
 
 def _arguments(step: Any) -> Any:

@@ -53,11 +53,36 @@ def remember(kind: str, key: Mapping[str, Any], value: Any) -> None:
         with database:  # one transaction
             database.execute("INSERT OR REPLACE INTO measured VALUES (?, ?, ?)", (kind, _text(key), json.dumps(value)))
 
+    _written(path, write)
+
+
+def _written(path: Path, work: Callable[[sqlite3.Connection], Any]) -> Any:
+    """The result of `work` on the store, whose folder is made; None where it cannot be used."""
     with suppress(OSError):
         os.makedirs(path.parent.parent, exist_ok=True)
         with suppress(FileExistsError):
             os.mkdir(path.parent, 0o700)
-        _with(path, write)
+        return _with(path, work)
+    return None
+
+
+def agree(kind: str, key: Mapping[str, Any], value: Any) -> Any:
+    """The value stored under this key; where there is none, this one, which is stored.
+
+    Of several processes that have something to store at the same time, all get what the first has stored.
+    """
+    path = store_path()
+    if path is None:
+        return value
+
+    def write(database: sqlite3.Connection) -> Any:
+        with database:  # one transaction
+            database.execute("INSERT OR IGNORE INTO measured VALUES (?, ?, ?)", (kind, _text(key), json.dumps(value)))
+        row = database.execute("SELECT value FROM measured WHERE kind = ? AND key = ?", (kind, _text(key))).fetchone()
+        return json.loads(row[0])
+
+    found = _written(path, write)
+    return value if found is None else found
 
 
 def _with(path: Path, work: Callable[[sqlite3.Connection], Any]) -> Any:
