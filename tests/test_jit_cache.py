@@ -278,7 +278,7 @@ def test_the_key_on_disk_covers_what_decides_the_code(monkeypatch: pytest.Monkey
     changes: list[Callable[[], None]] = [
         lambda: monkeypatch.setattr("convwright.__version__", "0.0.0"),
         lambda: monkeypatch.setattr("llvmlite.__version__", "0.0.0"),
-        lambda: monkeypatch.setattr(jit, "_sources_hash", lambda: b"changed"),
+        lambda: monkeypatch.setattr(jit, "sources_hash", lambda: b"changed"),
         lambda: monkeypatch.setattr(jit, "_PASSES", ("sroa",)),
     ]
     for change in changes:
@@ -294,11 +294,11 @@ def test_a_changed_source_changes_the_hash(monkeypatch: pytest.MonkeyPatch, tmp_
     for room in jit._ROOMS:
         shutil.copytree(Path(jit.__file__).parent.parent / room, package / room)
     monkeypatch.setattr(jit, "__file__", str(package / "codegen" / "jit.py"))
-    original = jit._sources_hash.__wrapped__()
-    assert original == jit._sources_hash()
+    original = jit.sources_hash.__wrapped__()
+    assert original == jit.sources_hash()
     with open(package / "kernels" / "__init__.py", "a") as file:
         file.write("\n")
-    assert jit._sources_hash.__wrapped__() != original
+    assert jit.sources_hash.__wrapped__() != original
 
 
 def test_assembly_is_text() -> None:
