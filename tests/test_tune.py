@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,7 +19,7 @@ import convwright as cw
 from convwright import reference
 from convwright.cli import main
 from convwright.graph import Graph, Node, ValueInfo
-from convwright.model import tune
+from convwright.model import timing, tune
 from convwright.model.problem import Problem
 from convwright.runtime import store
 from convwright.spec import ConvSpec
@@ -37,18 +37,26 @@ class Timer:
 
     def __init__(self) -> None:
         self.asked: list[tuple[Problem, list[str]]] = []
+        self.asked_cuts: list[list[str]] = []
         self.fastest: Callable[[Sequence[str]], str] = lambda names: names[0]
+        self.fastest_cut: Callable[[Sequence[str]], str] = lambda names: names[0]
 
     def __call__(self, b: Any, layer: Any, p: Problem, names: Sequence[str]) -> dict[str, float]:
         self.asked.append((p, list(names)))
-        best = self.fastest(names)
+        return self._seconds(names, self.fastest(names))
+
+    def of_strips(self, b: Any, run: Any, cuts: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+        self.asked_cuts.append(list(cuts))
+        return self._seconds(list(cuts), self.fastest_cut(list(cuts)))
+
+    def _seconds(self, names: Sequence[str], best: str) -> dict[str, float]:
         return {name: 1e-4 if name == best else 2e-4 + 1e-5 * place for place, name in enumerate(names)}
 
 
 @pytest.fixture
 def timer() -> Iterator[Timer]:
     timer = Timer()
-    with patch.object(tune, "measured", timer):
+    with patch.multiple(tune, measured=timer, measured_strips=timer.of_strips):
         yield timer
 
 
@@ -144,24 +152,28 @@ def test_every_way_can_be_timed_alone(name: str) -> None:
     graph, _ = network(*NETWORKS[name])
     told: list[tuple[str, float]] = []
     with (
-        patch.multiple(tune, _SECONDS=0.0, _LEAST_ROUNDS=1),
+        patch.multiple(timing, SECONDS=0.0, LEAST_ROUNDS=1),
         cw.compile(graph, threads=1, tune=True, progress=lambda what, share: told.append((what, share))) as model,
     ):
         assert model._tuner is not None
-        found = model._tuner._found
-        assert any(p.spec.kernel == NETWORKS[name][0].kernel for p, _ in found)
-        several = {key: seconds for key, seconds in found.items() if len(seconds) > 1}
-        for (p, _), seconds in several.items():
+        found: dict[Any, Any] = model._tuner._found
+        alone = {parts[0][0]: seconds for parts, seconds in found.items() if len(parts) == 1}
+        assert any(p.spec.kernel == NETWORKS[name][0].kernel for p in alone)
+        for p, seconds in alone.items():
             assert list(seconds) == tune.candidates(p)
-            assert all(1e-8 < taken < 1 for taken in seconds.values())
-    assert [share for _, share in told] == [number / len(several) for number in range(len(told))]
+            assert len(seconds) == 1 or all(1e-8 < taken < 1 for taken in seconds.values())
+        for parts, seconds in found.items():
+            assert all(sum(map(int, cut.split("+"))) == len(parts) for cut in seconds if len(parts) > 1)
+    several = [seconds for seconds in found.values() if len(seconds) > 1]
+    assert len([what for what, _ in told if what.startswith("timing")]) == len(several)
+    assert all(0 <= share <= 1 for _, share in told)
     assert not told or told[-1] == ("tuned", 1.0)
 
 
 def test_what_is_timed_is_the_layer_and_the_changes_of_layout_that_it_makes_necessary() -> None:
     graph, _ = network(*DENSE)
     shares: dict[str, list[str]] = {}
-    whole = tune._Turn.of.__func__  # type: ignore[attr-defined]
+    whole = timing.Turn.of.__func__  # type: ignore[attr-defined]
 
     def of(cls: Any, b: Any) -> Any:
         turn = whole(cls, b)
@@ -169,13 +181,78 @@ def test_what_is_timed_is_the_layer_and_the_changes_of_layout_that_it_makes_nece
         shares[wish] = [info.kernel for info in turn.program.infos[turn.first : turn.last]]
         return turn
 
-    with patch.object(tune._Turn, "of", classmethod(of)), patch.object(tune, "_NEAR", 100.0):
+    with patch.object(timing.Turn, "of", classmethod(of)), patch.object(tune, "_NEAR", 100.0):
         cw.compile(graph, threads=1, tune=True)
     assert len(shares["direct-blocked"]) == 1
     assert len(shares["winograd-4x4"]) == 1
     assert shares["direct-planes"][0] == "unpack"
     assert shares["direct-planes"][-1] == "pack"
     assert len(shares["direct-planes"]) == 3
+
+
+def chain() -> Graph:
+    """Pointwise, depthwise, pointwise, with a residual, between two poolings."""
+    constants = {
+        "w0": normal(0, 64, 32, 1, 1), "w1": normal(1, 64, 1, 3, 3), "w2": normal(2, 32, 64, 1, 1),
+    }  # fmt: skip
+    pool = {"kernel_shape": (2, 2), "strides": (2, 2)}
+    nodes = [
+        Node("MaxPool", ["x"], ["a"], pool),
+        Node("Conv", ["a", "w0"], ["b"], {}, "expand"),
+        Node("Relu", ["b"], ["c"]),
+        Node("Conv", ["c", "w1"], ["d"], {"group": 64, "pads": (1, 1, 1, 1)}, "depthwise"),
+        Node("Relu", ["d"], ["e"]),
+        Node("Conv", ["e", "w2"], ["f"], {}, "project"),
+        Node("Add", ["f", "a"], ["g"]),
+        Node("MaxPool", ["g"], ["y"], pool),
+    ]
+    return Graph("chain", {"x": ValueInfo(np.dtype(np.float32), (1, 32, 56, 56))}, ["y"], nodes, constants)
+
+
+def strips_of(model: cw.Model) -> list[str]:
+    return [step.kernel for step in model.profile(runs=1).steps if step.kernel.startswith("strips")]
+
+
+def test_a_run_of_layers_is_cut_as_measured(timer: Timer) -> None:
+    x = normal(9, 1, 32, 56, 56)
+    with cw.compile(chain(), threads=1, strips=False, tune=True) as model:
+        expected = model(x)
+    assert timer.asked_cuts == []
+    cw.compile(chain(), threads=1, tune=True)
+    (cuts,) = timer.asked_cuts
+    assert {"3", "1+1+1"} <= set(cuts)
+    for way in cuts:
+
+        def fastest(among: Sequence[str], way: str = way) -> str:
+            return way
+
+        timer.fastest_cut = fastest
+        with patch.object(store, "store_path", lambda: None), cw.compile(chain(), threads=1, tune=True) as model:
+            assert strips_of(model) == [f"strips of {length}" for length in way.split("+") if length != "1"]
+            np.testing.assert_array_equal(model(x), expected)
+    asked = len(timer.asked_cuts)
+    cw.compile(chain(), threads=1, tune=True)  # the store has it
+    assert len(timer.asked_cuts) == asked
+
+
+def test_runs_are_timed_as_they_would_be_planned() -> None:
+    shares: dict[tuple[str, ...], float] = {}
+    whole = timing.Turn.of.__func__  # type: ignore[attr-defined]
+
+    def of(cls: Any, b: Any) -> Any:
+        turn = whole(cls, b)
+        infos = turn.program.infos[turn.first : turn.last]
+        kernels = tuple(info.kernel for info in infos if info.macs)
+        shares[kernels] = sum(info.macs for info in infos)
+        return turn
+
+    with patch.object(timing.Turn, "of", classmethod(of)), patch.multiple(timing, SECONDS=0.0, LEAST_ROUNDS=1):
+        cw.compile(chain(), threads=2, tune=True)
+    macs = 28 * 28 * (64 * 32 + 64 * 9 + 32 * 64)
+    assert shares["strips of 3",] == macs
+    ((apart, own),) = [(kernels, own) for kernels, own in shares.items() if len(kernels) == 3]
+    assert own == macs
+    assert "depthwise" in apart[1]
 
 
 def test_strict_numerics_measures_sums_alone(timer: Timer) -> None:
@@ -303,7 +380,8 @@ def test_what_another_process_stored_first_counts(timer: Timer) -> None:
         late = cw.compile(graph, tune=True)
     ((p, names),) = [(p, names) for p, names in timer.asked if p.spec.kernel == (3, 3)][:1]
     assert late._tuner is not None
-    assert [tune.choice(seconds) for key, seconds in late._tuner._found.items() if key[0] == p] == [names[-1]]
+    found: dict[Any, Any] = late._tuner._found
+    assert [tune.choice(seconds) for parts, seconds in found.items() if [q for q, _ in parts] == [p]] == [names[-1]]
 
 
 def test_a_gain_within_the_noise_leaves_the_estimates_choice() -> None:

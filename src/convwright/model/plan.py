@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -24,6 +25,14 @@ from convwright.model.weights import Weights
 from convwright.runtime.program import Program, link
 
 
+class Tuning(Protocol):
+    """Who makes choices for a plan, before it is made by estimates: of algorithms, and of layers computed in strips."""
+
+    def settle(self, b: Builder) -> None: ...
+
+    def settle_strips(self, b: Builder, runs: list[list[Layer]]) -> None: ...
+
+
 def make_program(
     graph: Graph,
     shapes: Mapping[str, tuple[int, ...]],
@@ -32,12 +41,12 @@ def make_program(
     threads: int,
     numerics: str = "default",
     in_strips: bool = True,
-    tune: Callable[[Builder], None] | None = None,
+    tune: Tuning | None = None,
 ) -> Program:
     """Plan one inference of the graph at these input shapes and compile what it needs.
 
     - ``in_strips``: whether layers may be computed together, strip by strip.
-    - ``tune``: called before any choice is made, to make some of them (``model.tune``).
+    - ``tune``: what makes some of the choices (``model.tune``).
 
     Where there is too little work to be worth waking other threads, the program uses one.
     """
@@ -52,19 +61,21 @@ def make_plan(
     threads: int,
     numerics: str = "default",
     in_strips: bool = True,
-    tune: Callable[[Builder], None] | None = None,
+    tune: Tuning | None = None,
 ) -> Builder:
     """The steps of one inference: nothing is compiled yet, no buffer has a place."""
     types = infer(graph, shapes)
     layers = layers_of(graph, types, set(ACTIVATIONS))
     b = Builder(graph, types, weights, target, threads, layers, numerics)
     if tune is not None:
-        tune(b)
+        tune.settle(b)
     rows = _prepare(b)
     for index, name in enumerate(graph.inputs):
         dtype = types[name].dtype
         room = Buffer(dtype.itemsize * math.prod(b.shape(name)), "input", index)
         b.values[name, False] = b.plain_room(b.shape(name), dtype, room)
+    if in_strips and tune is not None:
+        tune.settle_strips(b, strips.runs(b, _readers(b)))
     chains = {id(chain[-1]): chain for chain in (strips.chains(b, _readers(b)) if in_strips else ())}
     inside = {id(layer) for chain in chains.values() for layer in chain[:-1]}
     for layer, row in zip(layers, rows, strict=True):

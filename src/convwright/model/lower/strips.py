@@ -88,7 +88,19 @@ def _halo(strip: Strip, geometries: Sequence[Geometry], layer: int) -> tuple[int
 
 
 def chains(b: Builder, readers: Mapping[str, list[Layer]]) -> list[list[Layer]]:
-    """The chains of this plan: where strips are estimated to be quicker than layer after layer."""
+    """The chains of this plan: where strips are estimated, or measured, to be quicker than layer after layer."""
+    found: list[list[Layer]] = []
+    for run in runs(b, readers):
+        at = 0
+        for length in b.cuts.get(run[-1].output) or lengths(b, run):
+            if length > 1:
+                found.append(run[at : at + length])
+            at += length
+    return found
+
+
+def runs(b: Builder, readers: Mapping[str, list[Layer]]) -> list[list[Layer]]:
+    """Layers of which each alone reads the one before, as many in a row as can be."""
     found: list[list[Layer]] = []
     follows = {id(layer): _follower(b, layer, readers) for layer in b.layers}
     behind = {id(layer) for layer in follows.values() if layer is not None}
@@ -98,14 +110,14 @@ def chains(b: Builder, readers: Mapping[str, list[Layer]]) -> list[list[Layer]]:
         run = [layer]
         while (after := follows[id(run[-1])]) is not None:
             run.append(after)
-        found += _best_cut(b, run)
+        found.append(run)
     return found
 
 
 def _follower(b: Builder, layer: Layer, readers: Mapping[str, list[Layer]]) -> Layer | None:
     """The layer that alone reads this one's output, and can be computed in strips together with it."""
     name, after = layer.output, readers.get(layer.output, [])
-    if len(after) != 1 or name in b.graph.outputs or name in b.parents or name in b.flattened:
+    if len(after) != 1 or name in b.graph.outputs or name in b.parents or name in b.flattened or name in b.apart:
         return None
     (follower,) = after
     if follower.node.inputs[0] != name or follower.residual == name:
@@ -129,8 +141,12 @@ def _kernel_of(b: Builder, layer: Layer) -> Algorithm | None:
     return None if row is depthwise.ROW and depthwise.is_clipped(geometry_of(p)) else row
 
 
-def _best_cut(b: Builder, run: list[Layer]) -> list[list[Layer]]:
-    """The parts of a run of layers that are to be chains, by dynamic programming over where it is cut."""
+def lengths(b: Builder, run: Sequence[Layer], far: float | None = None) -> tuple[int, ...]:
+    """Of the parts into which a run of layers is cut with the least estimate, found by dynamic programming.
+
+    `far`: cycles a byte between layers computed apart; None: `_FAR_CYCLES`.
+    """
+    far = _FAR_CYCLES if far is None else far
     problems = [problem_of(b, layer) for layer in run]
     best: list[tuple[float, int]] = [
         (0.0, 0)
@@ -141,22 +157,20 @@ def _best_cut(b: Builder, run: list[Layer]) -> list[list[Layer]]:
             first = end - length
             if length > 1 and any(p.plain_input for p in problems[first + 1 : end]):
                 break
-            between = 0.0 if first == 0 else _far_cycles(problems[first])
+            between = 0.0 if first == 0 else far * _bytes_between(problems[first])
             options.append((best[first][0] + between + _cycles(problems[first:end]), length))
         best.append(min(options))
     parts, end = [], len(run)
     while end:
-        length = best[end][1]
-        if length > 1:
-            parts.append(run[end - length : end])
-        end -= length
-    return parts[::-1]
+        parts.append(best[end][1])
+        end -= parts[-1]
+    return tuple(parts[::-1])
 
 
-def _far_cycles(p: Problem) -> float:
-    """Estimated: writing and reading the input of `p` where the layer before it was computed apart."""
+def _bytes_between(p: Problem) -> int:
+    """That are written and read, the input of `p`, where the layer before it was computed apart."""
     high, wide = p.size
-    return _FAR_CYCLES * 4 * p.batch * p.spec.in_channels * high * wide
+    return 4 * p.batch * p.spec.in_channels * high * wide
 
 
 def _cycles(problems: Sequence[Problem]) -> float:
