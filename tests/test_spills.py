@@ -30,6 +30,7 @@ from convwright.kernels import (
     integer,
     integer_layout,
     integer_planes,
+    lrn,
     planar,
     pool,
     winograd,
@@ -261,6 +262,11 @@ def test_elementwise(target: Target) -> None:
     operands = (("full", "full", "full"), ("full", "channel", "channel"))
     tiles = [elementwise.Elementwise(chain, kinds) for chain in chains for kinds in operands]
     assert not spilling(elementwise, tiles, target)
+
+
+@all_targets
+def test_lrn(target: Target) -> None:
+    assert not spilling(lrn, [lrn.Lrn(1e-4, beta, 2.0) for beta in (0.5, 0.6, 0.75, 1.0)], target)
 
 
 # Output size, input and output channels, kernel, stride and groups of layers of well-known networks.
