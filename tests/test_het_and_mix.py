@@ -271,6 +271,25 @@ class TestMix:
             for at_end in (True, False):
                 close(planned(graph, target, threads).run({"x": x}, at_end=at_end)["y"], expected, np.float32)
 
+    @pytest.mark.parametrize("rank", [1, 2, 3])
+    @each_target
+    def test_activations_are_fused(self, target: Target, rank: int) -> None:
+        """Into each part, in the order of the graph, and still in one pass."""
+        spec = MixSpec(19, (1, 3, 5), rank=rank, stride=2, bias=False)
+        x = normal(0, 2, 19, *(17, 6, 5)[:rank])
+        names, weights = ["w0", "w1", "w2"], [normal(at, *part.weight_shape) for at, part in enumerate(spec.parts)]
+        nodes = [
+            Node("MixConvolution", ["x", *names], ["h"], {"parts": spec.parts}, domain=INTERNAL),
+            Node("LeakyRelu", ["h"], ["r"], {"alpha": 0.25}),
+            Node("Sigmoid", ["r"], ["y"]),
+        ]
+        plan = planned(graph_of(nodes, {"x": x}, ["y"], dict(zip(names, weights, strict=True))), target, 2)
+        assert len(plan.steps) == 3
+        convolved = reference.mix_conv(x, weights, None, spec)
+        expected = 1 / (1 + np.exp(-np.where(convolved < 0, 0.25 * convolved, convolved)))
+        for at_end in (True, False):
+            close(plan.run({"x": x}, at_end=at_end)["y"], expected, np.float32)
+
     def test_is_one_pass(self) -> None:
         """No step waits for the one before."""
         graph, _, _ = self.graph(2)

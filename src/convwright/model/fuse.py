@@ -16,6 +16,7 @@ from convwright.model.problem import OPERATORS
 # The operators that kernels fuse others into, at these ranks.
 _PRODUCERS = {
     "Conv": (3, 4, 5), "ConvTranspose": (3, 4, 5), "Convolution": (3, 4, 5), "HetConvolution": (3, 4, 5),
+    "MixConvolution": (3, 4, 5),
     "DeformConv": (4,), "Gemm": (2,),
 }  # fmt: skip
 _WEIGHTS = {"DeformConv": (1, 3)}  # which inputs must be constant, where it is not all but the first

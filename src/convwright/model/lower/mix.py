@@ -32,7 +32,9 @@ def lower(b: Builder, layer: Layer) -> None:
         spec = part.resolve(x.shape[2:])
         names = f"{node.inputs[0]}:{place}", f"{layer.output}:{place}"
         inputs = [names[0], node.inputs[1 + place], node.input(1 + len(parts) + place)]
-        of_part = Layer(Node("Convolution", inputs, [names[1]], {"spec": spec}, domain=INTERNAL), names[1])
+        of_part = Layer(
+            Node("Convolution", inputs, [names[1]], {"spec": spec}, domain=INTERNAL), names[1], layer.epilogue
+        )
         b.values[names[0], False] = _channels(x, first_in, part.in_channels)
         b.rooms[names[1]] = _channels(y, first_out, part.out_channels)
         b.types.values[names[1]] = ValueInfo(y.dtype, b.rooms[names[1]].shape)
