@@ -135,3 +135,18 @@ def test_a_damaged_description_is_told(attribute: str, value: Any, tmp_path: Pat
         node.attribute.append(helper.make_attribute(attribute, value))
     with pytest.raises(cw.ConvwrightError, match="attributes do not describe a HetConvolution"):
         load(model.SerializeToString())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_float64_evaluator_expands_functions(name: str) -> None:
+    """What `convwright bench` compares every answer with."""
+    from convwright.graph.onnx_writer import model_proto
+    from convwright.torch.evaluate import Evaluator
+
+    graph = CASES[name]
+    x = np.random.default_rng(3).standard_normal((2, *graph.inputs["x"].shape[1:]))  # type: ignore[arg-type]
+    given = x.astype(np.float32)
+    wanted = cw.compile(graph, numerics="strict")(given)
+    result = Evaluator(model_proto(graph))({"x": given})["y"]
+    assert result.dtype == np.float64
+    np.testing.assert_allclose(wanted, result, rtol=0, atol=3e-6 * np.abs(result).max())

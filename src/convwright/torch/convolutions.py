@@ -3,7 +3,7 @@
 In float64 they are an oracle, in float32 a peer whose times are read: there the fastest form that PyTorch documents.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 
@@ -29,12 +29,22 @@ def conv(step: Step, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 
 def conv_transpose(step: Step, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    rank = x.dim() - 2
     if "output_shape" in step.attributes or step.attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
         raise NotAlike
     low, high = pads(step, x, weight.shape[2:])
     if low != high:
-        raise NotAlike
+        # What the ends have in common is left away by PyTorch, the rest here.
+        common = [min(ends) for ends in zip(low, high, strict=True)]
+        y = _conv_transpose(step, x, weight, bias, common)
+        for axis, (first, last, both) in enumerate(zip(low, high, common, strict=True), 2):
+            y = y.narrow(axis, first - both, y.shape[axis] - first - last + 2 * both)
+        return y
+    return _conv_transpose(step, x, weight, bias, low)
+
+
+def _conv_transpose(step: Step, x: Tensor, weight: Tensor, bias: Tensor | None, low: Sequence[int]) -> Tensor:
+    """With the same padding at both ends of an axis."""
+    rank = x.dim() - 2
     strides, dilations, groups = step.axes("strides", rank), step.axes("dilations", rank), _groups(step)
     extra = step.axes("output_padding", rank, 0)
     if rank == 1 and step.channels_last:

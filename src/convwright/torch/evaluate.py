@@ -2,7 +2,7 @@
 
 It reads the file itself and shares nothing with the graph rewrites and the generated kernels that it judges. An
 operator that is not in the table below, or that is asked for in a way PyTorch does not define alike, goes through
-`onnx.reference`.
+`onnx.reference`. Functions that the file defines are expanded into their bodies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import torch
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
@@ -39,6 +40,8 @@ class Evaluator:
         channels_last: bool = False,
     ) -> None:
         model = path if isinstance(path, onnx.ModelProto) else onnx.load(path)
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
         self.dtype, self.channels_last = dtype, channels_last
         self.opsets = {entry.domain: entry.version for entry in model.opset_import}
         self.constants = {t.name: self._tensor(onnx.numpy_helper.to_array(t)) for t in model.graph.initializer}
