@@ -349,7 +349,7 @@ def test_a_graph_without_space_or_sizes_is_refused() -> None:
     with pytest.raises(ConvwrightError, match="no input of graph 'flat' has spatial axes"):
         receptive_fields(flat)
     unknown = Graph("open", {"x": ValueInfo(np.dtype(np.float32), (1, 2, "H", 8))}, ["y"], nodes, {}, 18)
-    with pytest.raises(ConvwrightError, match="a concrete shape is needed"):
+    with pytest.raises(ConvwrightError, match="leaves sizes open: give shapes"):
         receptive_fields(unknown)
     assert receptive_fields(unknown, {"x": (1, 2, 8, 8)})["y"].size == (1, 1)
 
@@ -361,6 +361,18 @@ def test_fields_of_a_long_network_are_quick() -> None:
     start = time.perf_counter()
     receptive_fields(graph, inferred=inferred)
     assert time.perf_counter() - start < 1.0
+
+
+def test_an_open_batch_is_1() -> None:
+    info = ValueInfo(np.dtype(np.float32), ("N", 2, 12, 9))
+    graph = graph_of([conv_node("x", "y", strides=(2, 1))], (12, 9), W3)
+    closed = receptive_fields(graph)["y"]
+    graph.inputs["x"] = info
+    assert receptive_fields(graph)["y"] == closed
+    graph.inputs["x"] = ValueInfo(np.dtype(np.float32), ("N", 2, "H", 9))
+    with pytest.raises(ConvwrightError, match="leaves sizes open"):
+        receptive_fields(graph)
+    assert receptive_fields(graph, {"x": (1, 2, 12, 9)})["y"] == closed
 
 
 def test_the_command_shows_fields_and_what_limits_them(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from convwright.cost.reach import IDENTITY, Interval, Rational, Reach, plain
 from convwright.cost.reach_rules import RULES, read_all, spec_taps
 from convwright.cost.seen import Along, Seen, clip, elements
+from convwright.cost.subject import input_shapes
 from convwright.errors import ConvwrightError
 from convwright.graph.graph import INTERNAL, Graph, Node
 from convwright.graph.shape_rules.scope import Scope
@@ -246,7 +247,8 @@ def receptive_fields(
 ) -> dict[str, ReceptiveField]:
     """The receptive field of every value that depends on an input with spatial axes, by the value's name.
 
-    - `shapes`: by input name; inputs whose declared shape is concrete may be left out.
+    - `shapes`: by input name; inputs whose declared shape is concrete may be left out, and a first axis that is open
+      is a batch of 1.
     - `inferred`: what `infer` found for these shapes, where the caller has it already.
     - `input`: the input whose elements are counted. Unless given, each value's field is that of the first input with
       spatial axes that it depends on, and a remark names the others.
@@ -262,7 +264,7 @@ def receptive_fields(
     3 x 5 (stride 2 x 1, padding 1 x 0, centre 0 x 2)
     """
     if inferred is None:
-        inferred = infer(graph, shapes)
+        inferred = infer(graph, input_shapes(graph, shapes))
     candidates = [name for name in graph.inputs if inferred.values[name].rank >= 3]
     if input is not None:
         if input not in candidates:
