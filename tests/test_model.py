@@ -21,6 +21,7 @@ from convwright.graph import Graph, Node, ValueInfo
 from convwright.model import model as module
 from convwright.model.lower.fallback import SlowOperatorWarning
 from convwright.model.plan import _small, make_program
+from convwright.networks.assembly import Assembly
 from convwright.spec import ConvSpec
 
 from .graph_models import Array, model, node, read, run, weights
@@ -534,3 +535,9 @@ def test_a_shape_can_be_prepared_and_plans_forgotten() -> None:
         assert planner.call_count == 1
         with pytest.raises(cw.ConvwrightError, match="2 shapes given"):
             compiled.prepare((1, 3, 9, 7), (1,))
+
+
+def test_a_network_whose_batch_is_open_is_measured_with_one_image() -> None:
+    net = Assembly("open", (3, 8, 8))
+    model = cw.compile(net.finish(net.conv("conv", net.input, 4, 3, padding=1)), threads=1)
+    assert model.profile(runs=1).title == "open (1x3x8x8)"

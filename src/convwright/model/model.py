@@ -159,7 +159,8 @@ class Model:
     # -- reports -------------------------------------------------------------------------------------------------------
 
     def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> Profile:
-        """Measure every step: the median of ``runs`` inferences on these inputs (random ones where none are given)."""
+        """Measure every step: the median of ``runs`` inferences on these inputs (random ones, of batch 1 where it is
+        open, where none are given)."""
         return Profile(*self._measure(args, kwargs, runs, None))
 
     def explain(self, *args: Any, runs: int = 20, **kwargs: Any) -> Explanation:
@@ -198,9 +199,10 @@ class Model:
         generator = np.random.default_rng(0)
         arrays = []
         for name, info in self.inputs.items():
-            if not all(isinstance(size, int) for size in info.shape):
+            shape = [1 if axis == 0 and not isinstance(size, int) else size for axis, size in enumerate(info.shape)]
+            if not all(isinstance(size, int) for size in shape):
                 raise ConvwrightError(f"input {name!r} is declared as {info}: give an array of the shape to measure")
-            arrays.append(generator.standard_normal(info.shape).astype(info.dtype))  # type: ignore[arg-type]
+            arrays.append(generator.standard_normal(shape).astype(info.dtype))  # type: ignore[arg-type]
         return arrays
 
     # -- what it is ----------------------------------------------------------------------------------------------------
