@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from convwright.cli.peers import FLOAT64, GRAPH, PEERS, TUNED, Accountable, Arrays, Peer, Runner, Unavailable
+from convwright.cli.streams import STREAMS
 
 
 def _nothing(inputs: Arrays) -> dict[str, np.ndarray]:
@@ -125,7 +126,11 @@ def start() -> None:
     """Serve standard input; what a runtime prints must not mix with the answers, so it goes to standard error."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
-        serve(Worker({**PEERS, "float64": FLOAT64, "graph": GRAPH, "tuned": TUNED}[sys.argv[1]]), sys.stdin, answers)
+        serve(
+            Worker({**PEERS, **STREAMS, "float64": FLOAT64, "graph": GRAPH, "tuned": TUNED}[sys.argv[1]]),
+            sys.stdin,
+            answers,
+        )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from convwright.graph import load as load_graph
 from convwright.graph.facts import Facts
 from convwright.graph.outline import Outline, outline
 from convwright.graph.rewrites import simplify
+from convwright.model.map import Lane, arguments_of, check_workers, run_ahead
 from convwright.model.plan import make_program
 from convwright.model.report import Explanation, Profile, StepReport, median, share_of_limit
 from convwright.model.tune import Progress, Tuner
@@ -89,6 +90,7 @@ class Model:
         self._weights = Weights(graph.constants, self._target.vector)
         self._programs: OrderedDict[tuple[tuple[int, ...], ...], Program] = OrderedDict()
         self._arena = Arena()
+        self._lanes: list[Lane] = []  # of the workers of `map`, at rest
         self._lock = threading.Lock()
         self._closed = False
         _models.add(self)
@@ -105,9 +107,38 @@ class Model:
             team = team_of(program.threads)
             with team.lock:
                 results = program.run(team, self._arena, arrays)
-        if len(results) == 1:
-            return results[0]
-        return {name: result for (name, _, _), result in zip(program.outputs, results, strict=True)}
+        return program.answer(results)
+
+    def map(self, iterable: Iterable[Any], *, workers: int | None = None) -> Iterator[Any]:
+        """Run on every item of an iterable; the results come in order, as from a call, while later ones are computed.
+
+        More inferences a second than one call after another: ``workers`` threads, as many as the model's and never more
+        than there are cores, run one item each, on weights held once. Where the machine has something better to do at
+        the moment (a call of a model, another ``map``), they wait for a free core.
+
+        An item is an array, a tuple of arrays (inputs in order) or a dict (by name), each with its batch axis; shapes
+        may differ. Items are taken when they are needed, two for each worker ahead of the result that is asked for, so
+        that an iterable may be endless; their arrays must not be overwritten until their result has come. An error of
+        an item or of the iterable is raised in its place and ends the iteration. Closing the iterator, or dropping
+        it, waits for the inferences that have begun.
+
+        Results equal those of the model compiled with ``threads=1`` bit for bit, however many workers there are; a call
+        on more threads may sum in another order.
+
+        Raises ConvwrightError for workers that are not a positive integer, and for a closed model.
+        """
+        count = check_workers(workers, self.threads)
+        self._require_open()
+        return run_ahead(self._infer_alone, iterable, count, self._lanes)
+
+    def _infer_alone(self, lane: Lane, item: Any) -> Any:
+        """One inference of `map`, on one thread."""
+        self._require_open()
+        return lane.run(self._arrays(arguments_of(item), {}), self._plan_alone)
+
+    def _plan_alone(self, shapes: tuple[tuple[int, ...], ...]) -> Program:
+        with self._lock:
+            return self._plan(shapes, 1)
 
     def run_checked(self, arrays: Sequence[np.ndarray], results: Sequence[np.ndarray] | None) -> list[np.ndarray]:
         """One inference on arrays that nobody checks again: all inputs in order, of the declared types, C-contiguous.
@@ -139,22 +170,30 @@ class Model:
 
     def _program(self, shapes: tuple[tuple[int, ...], ...]) -> Program:
         """The program for these input shapes, from memory or newly planned. The caller holds the lock."""
-        if self._closed:
-            raise ConvwrightError("the model is closed")
+        self._require_open()
         program = self._programs.get(shapes)
         if program is None:
-            by_name = dict(zip(self._graph.inputs, shapes, strict=True))
-            program = make_program(
-                self._graph, by_name, self._weights, self._target, self.threads, self.numerics, self.strips, self._tuner
-            )
-            self._weights.release()
-            self._programs[shapes] = program
+            program = self._programs[shapes] = self._plan(shapes, self.threads)
             while len(self._programs) > _REMEMBERED_PLANS:
                 self._programs.popitem(last=False)
         else:
             self._programs.move_to_end(shapes)
         self._arena.reserve(program.arena_bytes)
         return program
+
+    def _plan(self, shapes: tuple[tuple[int, ...], ...], threads: int) -> Program:
+        """A new program. The caller holds the lock."""
+        self._require_open()
+        by_name = dict(zip(self._graph.inputs, shapes, strict=True))
+        program = make_program(
+            self._graph, by_name, self._weights, self._target, threads, self.numerics, self.strips, self._tuner
+        )
+        self._weights.release()
+        return program
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ConvwrightError("the model is closed")
 
     # -- reports -------------------------------------------------------------------------------------------------------
 
@@ -227,9 +266,11 @@ class Model:
         return self._origin.whole()
 
     def memory(self) -> dict[str, int]:
-        """Bytes of the packed weights, of the arena, and the least that the tensors alive at one step need."""
+        """Bytes of the packed weights, of the arenas (those of `map`'s workers at rest too), and the least that the
+        tensors alive at one step need."""
         bound = max((program.liveness_bound for program in self._programs.values()), default=0)
-        return {"weights": self._weights.nbytes, "arena": self._arena.nbytes, "liveness_bound": bound}
+        arena = self._arena.nbytes + sum(lane.arena.nbytes for lane in self._lanes)
+        return {"weights": self._weights.nbytes, "arena": arena, "liveness_bound": bound}
 
     def prepare(self, *shapes: tuple[int, ...]) -> None:
         """Plan for inputs of these shapes now, one shape an input, so that the first call with them does not have to.
@@ -245,19 +286,20 @@ class Model:
         """Drop the plans of all shapes met so far; weights and compiled kernels stay."""
         with self._lock:
             self._programs.clear()
+            self._lanes.clear()
 
     def close(self) -> None:
         """Release the model's memory; calls after this raise ConvwrightError."""
         with self._lock:
             self._closed = True
             self._programs.clear()
+            self._lanes.clear()
             self._arena.release()
             self._weights = Weights({}, self._target.vector)
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: the graph with its weights, and the settings."""
-        if self._closed:
-            raise ConvwrightError("the model is closed")
+        self._require_open()
         with self._lock:
             graph = self._graph.copy()
             graph.constants = self._weights.unpacked()

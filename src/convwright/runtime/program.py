@@ -118,6 +118,12 @@ class Program:
                 segment.python(*(_array(operand, arena, inputs, results) for operand in segment.operands))
         return results
 
+    def answer(self, results: Sequence[np.ndarray]) -> Any:
+        """What a call gives back: the one output's array, or several by name."""
+        if len(results) == 1:
+            return results[0]
+        return {name: result for (name, _, _), result in zip(self.outputs, results, strict=True)}
+
     def time_steps(self, team: Team, arena: Arena, inputs: Sequence[np.ndarray]) -> list[float]:
         """One inference with a barrier after every step; seconds of each."""
         results = self.bind(arena, inputs)

@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -207,13 +208,79 @@ def _build_worker() -> ir.Module:
     return k.finish()
 
 
+class _Cores:
+    """The cores that this process may use, lent to teams for a job each, in the order in which they ask."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.count = self.free = cores()
+        self._waiting: deque[tuple[int, threading.Lock]] = deque()
+
+    def take(self, count: int) -> None:
+        with self._lock:
+            if not self._waiting and self.free >= count:
+                self.free -= count
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            entry = (count, turn)
+            self._waiting.append(entry)
+        try:
+            turn.acquire()
+        except BaseException:  # an interrupted wait gives its place, or what it was just lent, to the next
+            with self._lock:
+                if entry in self._waiting:
+                    self._waiting.remove(entry)
+                    count = 0
+            self.give(count)
+            raise
+
+    def give(self, count: int) -> None:
+        with self._lock:
+            self.free += count
+            while self._waiting and self._waiting[0][0] <= self.free:
+                wanted, turn = self._waiting.popleft()
+                self.free -= wanted
+                turn.release()
+
+
+class Turn:
+    """A team's lock: who holds it has the team, and a core for each of its threads, to themselves.
+
+    Teams of all sizes share the cores, so that two models on different numbers of threads, or the workers of
+    `Model.map` beside a call, do not spin against each other. A team of more threads than cores takes them all.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._lock = threading.Lock()
+        self._threads = threads
+        self._lent = 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        try:
+            count = min(self._threads, _cores.count)
+            _cores.take(count)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._lent = count
+
+    def __exit__(self, *_: object) -> None:
+        _cores.give(self._lent)
+        self._lock.release()
+
+
+_cores = _Cores()
+
+
 class Team:
     """``threads`` threads, the caller's among them. One job at a time; callers queue for it."""
 
     def __init__(self, threads: int):
         target = host_target()
         self.threads = threads
-        self.lock = threading.Lock()
+        self.lock = Turn(threads)
         self._memory = np.zeros((_FIELDS + 1) * _LINE, np.int64)
         start = -(self._memory.ctypes.data // 8) % _LINE
         self._shared = self._memory[start : start + _FIELDS * _LINE]
@@ -313,8 +380,9 @@ def check_threads(threads: int | None) -> int:
 
 def _after_fork() -> None:
     """The child of a fork has none of its parent's threads: it starts with no teams."""
-    global _teams_lock
+    global _teams_lock, _cores
     _teams_lock = threading.Lock()
+    _cores = _Cores()
     _teams.clear()
 
 
