@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 import convwright as cw
 from convwright import reference
 from convwright.cli import main
+from convwright.codegen.target import target_named
 from convwright.graph import Graph, Node, ValueInfo
 from convwright.model import timing, tune
+from convwright.model.lower import conv, fft, winograd
+from convwright.model.lower.ways import name_of
 from convwright.model.problem import Problem
 from convwright.runtime import store
 from convwright.spec import ConvSpec
@@ -429,3 +432,24 @@ def test_the_command_line_tunes(timer: Timer, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["rows"][0]["median_s"] > 0
     assert len(timer.asked) == asked
+
+
+def test_estimates_know_what_was_measured_inside_networks() -> None:
+    """Groups that leave lanes empty are summed on planes; what transforms need comes from further away."""
+    target = target_named("avx512")
+
+    def problem(spec: ConvSpec, size: int, plain: tuple[bool, bool] = (False, False)) -> Problem:
+        dtype = np.dtype(np.float32)
+        return Problem(spec, (size, size), 1, dtype, target, 2, plain_input=plain[0], plain_output=plain[1])
+
+    groups = ConvSpec(128, 128, (3, 3), padding=1, groups=32)
+    assert name_of(conv.algorithm_of(problem(groups, 56)), problem(groups, 56)) == "direct-planes"
+    whole = ConvSpec(128, 128, (3, 3), padding=1, groups=8)
+    assert conv.algorithm_of(problem(whole, 56)).blocked
+    first = ConvSpec(3, 64, (7, 7), padding=3, stride=2)
+    alone, inside = (fft.ROW.cycles(problem(first, 224, (True, plain))) for plain in (True, False))
+    assert inside > 1.5 * alone
+    few, half = (
+        winograd.ROW.cycles(problem(ConvSpec(channels, 64, (3, 3), padding=1), 56)) / channels for channels in (7, 8)
+    )
+    assert few > 1.3 * half
