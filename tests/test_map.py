@@ -140,6 +140,7 @@ def test_a_closed_model_says_so() -> None:
     net.close()
     with pytest.raises(cw.ConvwrightError, match="closed"):
         list(results)
+    assert net.memory()["arena"] == 0
     with pytest.raises(cw.ConvwrightError, match="closed"):
         net.map([])
 

@@ -122,6 +122,9 @@ class Model:
         an item or of the iterable is raised in its place and ends the iteration. Closing the iterator, or dropping
         it, waits for the inferences that have begun.
 
+        Plans for one thread may choose another algorithm for a layer than plans for more, and then pack its weights a
+        second time: compile with ``threads=1`` where only ``map`` is used.
+
         Results equal those of the model compiled with ``threads=1`` bit for bit, however many workers there are; a call
         on more threads may sum in another order.
 
@@ -286,14 +289,14 @@ class Model:
         """Drop the plans of all shapes met so far; weights and compiled kernels stay."""
         with self._lock:
             self._programs.clear()
-            self._lanes.clear()
+            self._lanes = []  # iterations under way keep the old list, which goes with them
 
     def close(self) -> None:
         """Release the model's memory; calls after this raise ConvwrightError."""
         with self._lock:
             self._closed = True
             self._programs.clear()
-            self._lanes.clear()
+            self._lanes = []  # iterations under way keep the old list, which goes with them
             self._arena.release()
             self._weights = Weights({}, self._target.vector)
 
