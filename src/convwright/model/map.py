@@ -1,7 +1,8 @@
 """Inference over many inputs: programs of one thread each, side by side, on one set of packed weights.
 
 One inference on T threads meets at a barrier after most steps, and what one core wrote another reads. T inferences on
-one thread each do neither, so that more of them are finished in the same time; each takes longer by itself.
+one thread each do neither, but each takes longer by itself, and their arenas compete for the shared cache.
+`bench/throughput.py` measures which finishes more of them.
 """
 
 from __future__ import annotations

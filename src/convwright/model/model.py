@@ -112,8 +112,9 @@ class Model:
     def map(self, iterable: Iterable[Any], *, workers: int | None = None) -> Iterator[Any]:
         """Run on every item of an iterable; the results come in order, as from a call, while later ones are computed.
 
-        More inferences a second than one call after another: ``workers`` threads, as many as the model's and never more
-        than there are cores, run one item each, on weights held once. Where the machine has something better to do at
+        For throughput: ``workers`` threads, as many as the model's and never more than there are cores, run one item
+        each, on weights held once. A single item takes longer than by a call; ``bench/throughput.py`` measures whether
+        more of them are done in a second, and beside batches in one call. Where the machine has something better to do at
         the moment (a call of a model, another ``map``), they wait for a free core.
 
         An item is an array, a tuple of arrays (inputs in order) or a dict (by name), each with its batch axis; shapes
