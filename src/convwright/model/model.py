@@ -114,8 +114,8 @@ class Model:
 
         For throughput: ``workers`` threads, as many as the model's and never more than there are cores, run one item
         each, on weights held once. A single item takes longer than by a call; ``bench/throughput.py`` measures whether
-        more of them are done in a second, and beside batches in one call. Where the machine has something better to do at
-        the moment (a call of a model, another ``map``), they wait for a free core.
+        more of them are done in a second, and beside batches in one call. Where the process's cores are
+        taken at the moment (by a call of a model, another ``map``), they wait for a free one.
 
         An item is an array, a tuple of arrays (inputs in order) or a dict (by name), each with its batch axis; shapes
         may differ. Items are taken when they are needed, two for each worker ahead of the result that is asked for, so
