@@ -453,3 +453,13 @@ def test_estimates_know_what_was_measured_inside_networks() -> None:
         winograd.ROW.cycles(problem(ConvSpec(channels, 64, (3, 3), padding=1), 56)) / channels for channels in (7, 8)
     )
     assert few > 1.3 * half
+
+
+def test_a_tuned_model_maps(timer: Timer) -> None:
+    graph, expected = network(*DENSE)
+    x = normal(0, 1, 32, 28, 30)
+    with cw.compile(graph, threads=2, tune=True) as model:
+        assert {p.threads for p, _ in timer.asked} == {2}
+        for y in model.map([x, x, x]):
+            assert np.abs(y - expected).max() <= 1.2e-5 * np.abs(expected).max()
+        assert {p.threads for p, _ in timer.asked} == {1, 2}
