@@ -30,9 +30,10 @@ _INSTRUCTIONS_A_CYCLE = 2.4  # of transforms: loads, stores, arithmetic
 # What the estimate does not see, measured on 36 layers: strips that fill the second-level cache and leave no room for
 # weights and products; strips whose inputs each of several threads transforms for itself.
 _FULL, _SHARED = 1.06, 1.06
-# Of fewer channels than half a vector, where all the time goes into output transforms; measured: 3 to 64 channels of
-# 224 x 224 take 1.9 to 2.5 times the estimate, 7 x 7 at stride 2 1.2 to 1.9 times.
-_FEW_CHANNELS = 1.6
+# Of fewer channels than half a vector, where all the time goes into output transforms and their way to memory. Measured
+# inside networks, of the estimate: 3 to 64 channels of 224 x 224 1.6 to 2.5 times on two threads, 7 x 7 at stride 2 1.4
+# to 1.8 times on two and 1.0 to 1.3 on one.
+_FEW_CHANNELS_ALONE, _FEW_CHANNELS = 1.15, 1.6
 WORTH = 0.85  # the estimated time, as a part of direct summation's, below which the larger weights are worth it
 
 
@@ -165,8 +166,10 @@ def _estimate(p: Problem, c: Cut, blocks: int, vectors: int) -> float:
 
 
 def _cycles(p: Problem) -> float:
-    few = 2 * p.spec.in_channels // p.spec.groups < p.target.vector
-    return cut(p).cycles / WORTH * (_FEW_CHANNELS if few else 1.0)
+    cycles = cut(p).cycles / WORTH
+    if 2 * p.spec.in_channels // p.spec.groups < p.target.vector:
+        cycles *= _FEW_CHANNELS if p.threads > 1 else _FEW_CHANNELS_ALONE
+    return cycles
 
 
 def _multiplications(p: Problem) -> int:
