@@ -138,7 +138,10 @@ def test_what_is_measured_to_be_fastest_is_taken_and_right(timer: Timer, name: s
             return way if way in among else among[0]
 
         timer.fastest = fastest
-        with patch.object(store, "store_path", lambda: None), cw.compile(graph.copy(), threads=2, tune=True) as model:
+        with (
+            patch.object(store, "store_path", lambda: None),
+            cw.compile(graph.copy(), threads=2, tune=True, strips=False) as model,
+        ):
             y = model(normal(0, 1, NETWORKS[name][0].in_channels, *NETWORKS[name][1]))
             assert np.abs(y - expected).max() <= 1.2e-5 * np.abs(expected).max(), way
             steps = [step for step in model.explain(runs=1).steps if step.layer == "conv" and step.macs]
@@ -233,6 +236,11 @@ def test_a_run_of_layers_is_cut_as_measured(timer: Timer) -> None:
         with patch.object(store, "store_path", lambda: None), cw.compile(chain(), threads=1, tune=True) as model:
             assert strips_of(model) == [f"strips of {length}" for length in way.split("+") if length != "1"]
             np.testing.assert_array_equal(model(x), expected)
+            told = [step.runner_up for step in model.explain(runs=1).steps if step.kernel.startswith("strips")]
+            assert all(text.endswith("x measured") and text.split()[0] in set(cuts) - {way} for text in told)
+    with cw.compile(chain(), threads=1) as model:
+        told = [step.runner_up for step in model.explain(runs=1).steps if step.kernel.startswith("strips")]
+        assert all(text.startswith("1+1") and text.endswith("x estimated") for text in told)
     asked = len(timer.asked_cuts)
     cw.compile(chain(), threads=1, tune=True)  # the store has it
     assert len(timer.asked_cuts) == asked

@@ -77,6 +77,7 @@ class Builder:
         self.problems: dict[int, Problem] = {}  # of convolution layers, by id
         self.measured: dict[int, Mapping[str, float]] = {}  # seconds of the ways to compute a layer, by its id
         self.cuts: dict[str, tuple[int, ...]] = {}  # lengths of the parts of a run of layers (`strips`), by its output
+        self.measured_cuts: dict[str, Mapping[str, float]] = {}  # seconds of the ways to cut a run, the one taken first
         self.apart: set[str] = set()  # values between layers that are never computed together
         self.parents: dict[str, tuple[str, int]] = {}  # value -> (concatenation it is a part of, first channel)
         self.values: dict[tuple[str, bool], Value] = {}

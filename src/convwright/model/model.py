@@ -48,8 +48,9 @@ def compile(
       estimated to be quicker; the results are the same to the last bit. False keeps every layer a step of its own,
       which is what a profile layer by layer needs.
     - ``tune``: whether convolutions are computed by the algorithm that is measured to be the fastest here, in place of
-      the one that is estimated to be. What is measured, some hundredths of a second a kind of layer, is stored beside
-      the compiled kernels (``CONVWRIGHT_CACHE``) and not measured again; without ``tune`` nothing stored is used.
+      the one that is estimated to be, and strips are cut as measured. What is measured, some hundredths of a second a
+      kind of layer, is stored beside the compiled kernels (``CONVWRIGHT_CACHE``) and not measured again; without
+      ``tune`` nothing stored is used.
     - ``progress``: called while layers are being measured, with what is measured and the share of all that is done.
 
     Kernels are compiled, and weights packed, at once where the graph's inputs have fixed shapes, else at the first

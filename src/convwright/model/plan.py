@@ -82,6 +82,8 @@ def make_plan(
         b.layer, first = layer, len(b.steps)
         if id(layer) in chains:
             strips.lower(b, chains[id(layer)])
+            problems = [problem_of(b, one) for one in chains[id(layer)]]
+            b.steps[-1].runner_up = partial(strips.runner_up, problems, b.measured.get(id(layer)))
         elif id(layer) not in inside:
             row.lower(b, layer)
         if row.lower is conv.lower:

@@ -91,7 +91,10 @@ class Tuner:
             questions[run[-1].output] = _Question(parts, tuple(cuts), ask)
         self._answer(list(questions.values()))
         for output, question in questions.items():
-            b.cuts[output] = tuple(int(length) for length in choice(self._found[question.parts]).split("+"))
+            seconds = self._found[question.parts]
+            taken = choice(seconds)
+            b.cuts[output] = tuple(int(length) for length in taken.split("+"))
+            b.measured_cuts[output] = {taken: seconds[taken], **seconds}
 
     def _answer(self, questions: Sequence[_Question]) -> None:
         """Find the seconds of every option of every question."""
