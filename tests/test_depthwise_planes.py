@@ -238,3 +238,12 @@ def test_weights_come_back_from_their_packed_form(seed: int) -> None:
     with patch.object(weights_module, "_SMALL", 0):
         weights.release()
     np.testing.assert_array_equal(weights.array("w").reshape(kept.shape), kept)
+
+
+@each_target
+def test_a_row_whose_taps_take_all_registers_has_no_wide_tile(target: Target) -> None:
+    case = Case((1, 3, 19), (1, 3, 2), (("stride", (1, 1, 3)), ("padding", ((0, 0), (0, 0), (0, 1)))), channels=2)
+    form = lowering.form_of(problem(case, target))
+    assert form is not None
+    assert form.tile.wide >= 0  # a negative step would never end
+    case.check(target)

@@ -89,7 +89,7 @@ def form_of(p: Problem) -> Form | None:
     best: Form | None = None
     for rows in range(1, min(high.out, max(1, min(most, _MOST_ROWS))) + 1):
         tile = DepthwisePlanesTile(
-            rows, min(_WIDE, most) if rows == high.out == 1 else 0, (high.kernel, wide.kernel),
+            rows, max(0, min(_WIDE, most)) if rows == high.out == 1 else 0, (high.kernel, wide.kernel),
             (high.stride, wide.stride), (high.dilation, wide.dilation), element=p.element,
         )  # fmt: skip
         forms, table = _rows(tile, high, wide.size)
