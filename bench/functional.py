@@ -1,4 +1,4 @@
-"""Functions of arrays: what a call costs beside PyTorch's, HetConv beside its dense layer, MixConv beside its parts.
+"""Functions of arrays: first calls, a call beside PyTorch's, HetConv beside its dense layer, MixConv beside its parts.
 
     python bench/functional.py
 
@@ -7,7 +7,11 @@ Interleaved in one run; the medians of each, in milliseconds.
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +42,36 @@ def show(title: str, times: dict[str, float]) -> None:
     print(f"{title:32}", "  ".join(f"{name} {taken:.4f}" for name, taken in times.items()))
 
 
+_FIRST = """
+import time
+import numpy as np
+import convwright as cw
+x, w = np.ones((1, 64, 56, 56), np.float32), np.ones((64, 64, 3, 3), np.float32)
+cw.conv  # imports
+start = time.perf_counter()
+cw.conv(x, w, padding=1)
+first = time.perf_counter()
+cw.conv(x, w, padding=1)
+again = time.perf_counter()
+cw.conv(x[..., :48], w, padding=1)
+print(first - start, again - first, time.perf_counter() - again)
+"""
+
+
+def first_calls() -> None:
+    """The first call of a process, imports apart: without a compiled kernel in the cache, and with all of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "CONVWRIGHT_CACHE": folder}
+        for title in ("first call, empty cache", "first call, full cache"):
+            done = subprocess.run(
+                [sys.executable, "-c", _FIRST], env=environment, capture_output=True, text=True, check=True
+            )
+            taken = [1e3 * float(word) for word in done.stdout.split()]
+            show(title, dict(zip(("first", "the same again", "another size"), taken, strict=True)))
+
+
 def main() -> None:
+    first_calls()
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> Any:
