@@ -3,83 +3,46 @@ every buffer beside an unreadable page."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from convwright import reference
 from convwright.codegen.lang import lanes
 from convwright.codegen.target import Target, host_target
 from convwright.errors import ConvwrightError
-from convwright.graph import Node
 from convwright.kernels import depthwise_planes, planar
 from convwright.model import weights as weights_module
 from convwright.model.lower import depthwise_planes as lowering
 from convwright.model.lower.conv import algorithm_of
 from convwright.model.problem import Problem
 from convwright.spec import ConvSpec
+from tests.forced import Case
 from tests.kernels import each_target
-from tests.plans import Planned, graph_of, planned
 
-ROUNDING = {"f32": 2.0**-24, "f64": 2.0**-53}
+Options = tuple[tuple[str, Any], ...]
 
 
-@dataclass(frozen=True)
-class Case:
-    """A depthwise convolution of random numbers, ``multiplier`` filters a channel."""
+def depthwise(
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    options: Options = (),
+    *,
+    channels: int = 3,
+    multiplier: int = 1,
+    **how: Any,
+) -> Case:
+    """A depthwise convolution of random numbers, ``multiplier`` filters a channel; ``options``: of the spec."""
+    spec = ConvSpec(channels, channels * multiplier, kernel, groups=channels, **dict(options))
+    return Case("direct-in-place", spec, size, **how)
 
-    size: tuple[int, ...]
-    kernel: tuple[int, ...]
-    options: tuple[tuple[str, Any], ...] = ()  # of the spec
-    channels: int = 3
-    multiplier: int = 1
-    batch: int = 1
-    element: str = "f32"
-    threads: int = 1
-    at_end: bool = True
-    relu: bool = False
-    seed: int = 0
 
-    @property
-    def spec(self) -> ConvSpec:
-        channels = self.channels, self.channels * self.multiplier
-        return ConvSpec(*channels, self.kernel, groups=self.channels, **dict(self.options))
-
-    def arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-        rng, spec = np.random.default_rng(self.seed), self.spec
-        dtype = np.dtype(np.float64 if self.element == "f64" else np.float32)
-        inputs = {"x": rng.standard_normal((self.batch, self.channels, *self.size)).astype(dtype)}
-        constants = {"w": rng.standard_normal(spec.weight_shape).astype(dtype)}
-        if spec.bias:
-            constants["b"] = rng.standard_normal(spec.out_channels).astype(dtype)
-        return inputs, constants
-
-    def plan(self, inputs: Any, constants: Any, target: Target) -> Planned:
-        attributes = {"spec": self.spec, "algorithm": "direct-in-place"}
-        nodes = [Node("Convolution", ["x", *constants], ["y"], attributes, domain="convwright")]
-        if self.relu:
-            nodes.append(Node("Relu", ["y"], ["z"]))
-        return planned(graph_of(nodes, inputs, [nodes[-1].outputs[0]], constants), target, self.threads)
-
-    def check(self, target: Target) -> Any:
-        """The tile that computed it."""
-        inputs, constants = self.arrays()
-        plan = self.plan(inputs, constants, target)
-        (tile,) = plan.tiles(depthwise_planes)
-        (y,) = plan.run(inputs, at_end=self.at_end).values()
-        expected = reference.conv(inputs["x"], constants["w"], constants.get("b"), self.spec)
-        bound = 32 * ROUNDING[self.element] * math.sqrt(math.prod(self.kernel) + 1)
-        bound *= 1 + np.abs(expected).max(initial=0.0)
-        if self.relu:
-            expected = np.maximum(expected, 0)
-        assert y.shape == expected.shape
-        np.testing.assert_allclose(y, expected, rtol=0, atol=bound, err_msg=str(self))
-        return tile
+def check(case: Case, target: Target) -> Any:
+    """The tile that computed it."""
+    (tile,) = case.check(target).tiles(depthwise_planes)
+    return tile
 
 
 def random_case(seed: int, target: Target) -> Case:
@@ -98,7 +61,7 @@ def random_case(seed: int, target: Target) -> Case:
             "flip": bool(rng.random() < 0.2),
             "bias": bool(rng.random() < 0.7),
         }
-        case = Case(
+        case = depthwise(
             tuple(int(rng.choice(edges)) if axis >= rank - 2 else int(rng.integers(1, 5)) for axis in range(rank)),
             tuple(int(rng.integers(1, most)) for _ in range(rank)),
             tuple(options.items()),
@@ -128,7 +91,7 @@ def problem(case: Case, target: Target, **changes: Any) -> Problem:
 @each_target
 def test_random_convolutions(target: Target) -> None:
     for seed in range(30):
-        random_case(seed, target).check(target)
+        check(random_case(seed, target), target)
 
 
 @pytest.mark.long
@@ -136,7 +99,7 @@ def test_random_convolutions(target: Target) -> None:
 @pytest.mark.parametrize("start", range(1000, 4000, 100))
 def test_many_random_convolutions(target: Target, start: int) -> None:
     for seed in range(start, start + 100):
-        random_case(seed, target).check(target)
+        check(random_case(seed, target), target)
 
 
 @each_target
@@ -145,7 +108,7 @@ def test_sizes_around_the_tile(target: Target, stride: int) -> None:
     for number, wide in enumerate((1, 2, target.vector - 1, target.vector, target.vector + 1, 3 * target.vector + 2)):
         high = (1, 7, 14, 16, 17, 33)[number]
         options = (("stride", stride), ("padding", 1))
-        Case((high, wide), (3, 3), options, threads=1 + number % 2, at_end=number % 2 == 0).check(target)
+        check(depthwise((high, wide), (3, 3), options, threads=1 + number % 2, at_end=number % 2 == 0), target)
 
 
 @each_target
@@ -155,7 +118,7 @@ def test_single_rows_take_several_vectors_at_once(target: Target) -> None:
         for kernel, stride, padding in ((3, 1, 1), (3, 1, 0), (4, 2, (3, 0)), (5, 3, 2), (31, 1, 15)):
             size = (length * stride,)
             options = (("stride", stride), ("padding", padding if isinstance(padding, int) else (padding,)))
-            tile = Case(size, (kernel,), options, at_end=number % 2 == 0).check(target)
+            tile = check(depthwise(size, (kernel,), options, at_end=number % 2 == 0), target)
             assert tile.wide
 
 
@@ -166,12 +129,12 @@ def test_volumes_leave_out_slices_on_padding(target: Target) -> None:
         (("padding", (3, 1, 1)), ("stride", (2, 1, 2))),
         (("padding", (4, 0, 2)), ("dilation", (2, 1, 2))),
     ):
-        Case((4, 9, target.vector + 3), (3, 3, 3), options, threads=2).check(target)
+        check(depthwise((4, 9, target.vector + 3), (3, 3, 3), options, threads=2), target)
 
 
 def test_a_plane_has_few_forms_of_tiles() -> None:
     """One at the upper edge, one inside, one at the lower edge."""
-    form = lowering.form_of(problem(Case((112, 112), (3, 3), (("padding", 1),), channels=64), host_target()))
+    form = lowering.form_of(problem(depthwise((112, 112), (3, 3), (("padding", 1),), channels=64), host_target()))
     assert form is not None
     assert set(form.tile.clips) == {(1, 0), (0, 0), (0, 1)}
 
@@ -200,13 +163,13 @@ def test_why_not() -> None:
 )
 def test_layers_between_plain_arrays_take_it(size: tuple[int, ...], kernel: int, stride: int) -> None:
     options = (("stride", stride), ("padding", kernel // 2))
-    p = problem(Case(size, (kernel,) * len(size), options, channels=256, threads=2), host_target())
+    p = problem(depthwise(size, (kernel,) * len(size), options, channels=256, threads=2), host_target())
     assert algorithm_of(p) is lowering.ROW
 
 
 @pytest.mark.parametrize("kernel", [(3,), (3, 3), (3, 3, 3)])
 def test_nan_and_infinity_go_where_the_sums_take_them(kernel: tuple[int, ...]) -> None:
-    case = Case((6,) * len(kernel), kernel, (("padding", 1),), channels=2)
+    case = depthwise((6,) * len(kernel), kernel, (("padding", 1),), channels=2)
     inputs, constants = case.arrays()
     inputs["x"][0, 0].flat[5] = np.nan
     inputs["x"][0, 1].flat[3] = np.inf
@@ -217,7 +180,7 @@ def test_nan_and_infinity_go_where_the_sums_take_them(kernel: tuple[int, ...]) -
 
 
 def test_an_infinite_weight_meets_the_padding() -> None:
-    case = Case((5, 5), (3, 3), (("padding", 1),))
+    case = depthwise((5, 5), (3, 3), (("padding", 1),))
     inputs, constants = case.arrays()
     constants["w"][1, 0, 0, 0] = np.inf
     plan = case.plan(inputs, constants, host_target())
@@ -242,8 +205,8 @@ def test_weights_come_back_from_their_packed_form(seed: int) -> None:
 
 @each_target
 def test_a_row_whose_taps_take_all_registers_has_no_wide_tile(target: Target) -> None:
-    case = Case((1, 3, 19), (1, 3, 2), (("stride", (1, 1, 3)), ("padding", ((0, 0), (0, 0), (0, 1)))), channels=2)
+    case = depthwise((1, 3, 19), (1, 3, 2), (("stride", (1, 1, 3)), ("padding", ((0, 0), (0, 0), (0, 1)))), channels=2)
     form = lowering.form_of(problem(case, target))
     assert form is not None
     assert form.tile.wide >= 0  # a negative step would never end
-    case.check(target)
+    check(case, target)
