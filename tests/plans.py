@@ -135,7 +135,7 @@ def planned(
     shapes: dict[str, Any] = {name: info.shape for name, info in graph.inputs.items()}
     weights = Weights(graph.constants, target.vector)
     with patch.object(plan, "Builder", Recorded), patch.object(plan, "link", unlinked), _forced(tile):
-        plan.make_program(graph, shapes, weights, target, threads, numerics)
+        plan.finished(plan.make_plan(graph, shapes, weights, target, threads, numerics))
     return Planned(made["builder"], made["steps"], made["outputs"], target, threads)
 
 

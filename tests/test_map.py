@@ -151,7 +151,7 @@ def test_weights_are_held_once_and_a_second_map_plans_nothing() -> None:
     before = net.memory()["weights"]
     list(net.map([item] * 8, workers=2))
     assert net.memory()["weights"] == before
-    with patch("convwright.model.model.make_program", side_effect=AssertionError("planned again")):
+    with patch("convwright.model.model.make_plan", side_effect=AssertionError("planned again")):
         list(net.map([item], workers=1))
     net.forget_plans()
     np.testing.assert_array_equal(next(net.map([item])), net(item))

@@ -20,7 +20,7 @@ import convwright as cw
 from convwright.graph import Graph, Node, ValueInfo
 from convwright.model import model as module
 from convwright.model.lower.fallback import SlowOperatorWarning
-from convwright.model.plan import _small, make_program
+from convwright.model.plan import _small, make_plan
 from convwright.networks.assembly import Assembly
 from convwright.spec import ConvSpec
 
@@ -234,11 +234,11 @@ def test_plans_are_remembered_and_the_oldest_forgotten() -> None:
 
     def counting(graph: Graph, shapes: Any, *rest: Any) -> Any:
         planned.append(shapes["x"])
-        return make_program(graph, shapes, *rest)
+        return make_plan(graph, shapes, *rest)
 
     compiled = cw.compile(read(model([node("Relu", "x", "y")], {"x": ("N", 1, 1, "W")})), threads=1)
     limit = module._REMEMBERED_PLANS
-    with patch.object(module, "make_program", counting):
+    with patch.object(module, "make_plan", counting):
         for _ in range(2):
             for batch in range(1, limit + 1):
                 compiled(np.ones((batch, 1, 1, 5), np.float32))
@@ -527,10 +527,10 @@ def test_a_single_layer_is_shared_from_less_work_on() -> None:
 def test_a_shape_can_be_prepared_and_plans_forgotten() -> None:
     with cw.compile(read(restorer()), threads=2) as compiled:
         compiled.prepare((1, 3, 9, 7))
-        with patch.object(module, "make_program", side_effect=AssertionError("planned again")):
+        with patch.object(module, "make_plan", side_effect=AssertionError("planned again")):
             compiled(np.zeros((1, 3, 9, 7), np.float32))
         compiled.forget_plans()
-        with patch.object(module, "make_program", wraps=make_program) as planner:
+        with patch.object(module, "make_plan", wraps=make_plan) as planner:
             compiled(np.zeros((1, 3, 9, 7), np.float32))
         assert planner.call_count == 1
         with pytest.raises(cw.ConvwrightError, match="2 shapes given"):

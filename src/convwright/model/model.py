@@ -20,7 +20,7 @@ from convwright.graph.facts import Facts
 from convwright.graph.outline import Outline, outline
 from convwright.graph.rewrites import simplify
 from convwright.model.map import Lane, arguments_of, check_workers, run_ahead
-from convwright.model.plan import make_program
+from convwright.model.plan import finished, make_plan
 from convwright.model.report import Explanation, Profile, StepReport, median, share_of_limit
 from convwright.model.tune import Progress, Tuner
 from convwright.model.weights import Weights
@@ -190,9 +190,10 @@ class Model:
         """A new program. The caller holds the lock."""
         self._require_open()
         by_name = dict(zip(self._graph.inputs, shapes, strict=True))
-        program = make_program(
+        plan = make_plan(
             self._graph, by_name, self._weights, self._target, threads, self.numerics, self.strips, self._tuner
         )
+        program = finished(plan)
         self._weights.release()
         return program
 

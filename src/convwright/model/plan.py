@@ -33,26 +33,6 @@ class Tuning(Protocol):
     def settle_strips(self, b: Builder, runs: list[list[Layer]]) -> None: ...
 
 
-def make_program(
-    graph: Graph,
-    shapes: Mapping[str, tuple[int, ...]],
-    weights: Weights,
-    target: Target,
-    threads: int,
-    numerics: str = "default",
-    in_strips: bool = True,
-    tune: Tuning | None = None,
-) -> Program:
-    """Plan one inference of the graph at these input shapes and compile what it needs.
-
-    - ``in_strips``: whether layers may be computed together, strip by strip.
-    - ``tune``: what makes some of the choices (``model.tune``).
-
-    Where there is too little work to be worth waking other threads, the program uses one.
-    """
-    return finished(make_plan(graph, shapes, weights, target, threads, numerics, in_strips, tune))
-
-
 def make_plan(
     graph: Graph,
     shapes: Mapping[str, tuple[int, ...]],
@@ -63,7 +43,11 @@ def make_plan(
     in_strips: bool = True,
     tune: Tuning | None = None,
 ) -> Builder:
-    """The steps of one inference: nothing is compiled yet, no buffer has a place."""
+    """Plan one inference of the graph at these input shapes: nothing is compiled yet, no buffer has a place.
+
+    - ``in_strips``: whether layers may be computed together, strip by strip.
+    - ``tune``: called before any choice is made, to make some of them (``model.tune``).
+    """
     types = infer(graph, shapes)
     layers = layers_of(graph, types, set(ACTIVATIONS))
     b = Builder(graph, types, weights, target, threads, layers, numerics)
@@ -97,7 +81,10 @@ def make_plan(
 
 
 def finished(b: Builder) -> Program:
-    """The program of a plan."""
+    """The program of a plan, what it needs compiled.
+
+    Where there is too little work to be worth waking other threads, the program uses one.
+    """
     arena, bound = _place(b.steps)
     barriers = _barriers(b.steps)
     outputs = [(name, b.types[name].dtype, b.shape(name)) for name in b.graph.outputs]
