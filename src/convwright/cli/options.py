@@ -108,19 +108,15 @@ def input_shapes(graph: "Graph", shapes: tuple[str, ...], batch: int | None = No
         if name not in graph.inputs:
             raise click.UsageError(f"--shape {text}: the model's inputs are {', '.join(graph.inputs)}")
         said[name] = parse_shape(sizes)
-    found = {}
-    for name, value in graph.inputs.items():
-        sizes_known = list(said.get(name, value.shape))
-        if len(sizes_known) != len(value.shape):
-            raise ConvwrightError(f"--shape {said[name]}: input {name!r} has {len(value.shape)} axes, {value.shape}")
-        if batch is not None and sizes_known:
-            sizes_known[0] = batch
-        elif sizes_known and not isinstance(sizes_known[0], int):
-            sizes_known[0] = 1
-        if not all(isinstance(size, int) for size in sizes_known):
-            raise ConvwrightError(f"input {name!r} of shape {value.shape} leaves sizes free: say --shape")
-        found[name] = tuple(int(size) for size in sizes_known if size is not None)
-    return found
+        declared = graph.inputs[name].shape
+        if len(said[name]) != len(declared):
+            raise ConvwrightError(f"--shape {said[name]}: input {name!r} has {len(declared)} axes, {declared}")
+    from convwright.cost.subject import input_shapes as complete
+
+    try:
+        return complete(graph, said, batch)
+    except ConvwrightError as error:
+        raise ConvwrightError(f"{error} with --shape") from None
 
 
 def random_inputs(graph: "Graph", shapes: Mapping[str, tuple[int, ...]]) -> dict[str, "np.ndarray"]:
