@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 
 import convwright as cw
 from convwright import functional, reference
+from convwright.codegen.target import host_target
 from convwright.functional.comparison import seconds_text
-from convwright.model.lower.conv import ROWS
+from convwright.model.lower.conv import ROWS, algorithm_of, cost
+from convwright.model.problem import Problem
 from tests.functional import normal, refused
 
 SPECS: list[tuple[cw.ConvSpec, tuple[int, ...]]] = [
@@ -82,6 +85,31 @@ def test_what_is_chosen_is_what_auto_takes() -> None:
     spec = cw.ConvSpec(64, 64, (3, 3), padding=1)
     assert cw.algorithms(spec, (56, 56)).chosen.name == "winograd"
     assert cw.algorithms(spec, (56, 56), numerics="strict").chosen.name == "direct"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_row_that_is_not_estimated_could_not_have_won(threads: int) -> None:
+    rng, target, seen = Random(0), host_target(), 0
+    while seen < 60:
+        rank, groups = rng.choice((1, 2, 3)), rng.choice((1, 1, 2, 16))
+        options: dict[str, Any] = {
+            name: tuple(rng.choice((1, 1, 2)) for _ in range(rank)) for name in ("stride", "dilation")
+        }
+        kernel = tuple(rng.choice((1, 2, 3, 5)) for _ in range(rank))
+        spec = cw.ConvSpec(
+            groups * rng.choice((1, 3, 16, 40)), groups * rng.choice((1, 2, 16, 33)), kernel, groups=groups,
+            padding=rng.choice((0, 1)), transposed=rng.random() < 0.3, **options,
+        )  # fmt: skip
+        size = tuple(rng.choice((9, 14, 17, 33)) for _ in range(rank))
+        if rank == 3 and spec.macs(size) > 2e9:
+            continue
+        dtype = np.dtype(rng.choice(("float32", "float64")))
+        p = Problem(spec, size, rng.choice((1, 3)), dtype, target, threads, plain_input=True, plain_output=True)
+        able = [row for row in ROWS if row.why_not(p) is None]
+        for row in able:
+            assert row.least_cycles is None or row.least_cycles(p) <= row.cycles(p), (row.variant, p)
+        assert algorithm_of(p) is min(able, key=lambda row: cost(row, p)), p
+        seen += 1
 
 
 def test_a_stride_through_winograd() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -86,6 +87,8 @@ class Algorithm:
     - `lower`: adds the layer's steps to a plan.
     - `halo`: zeros that it wants around a blocked input, where they are not the convolution's padding.
     - `shuffles`: whether it stores output channels in the order of a shuffle of the convolution's own groups.
+    - `least_cycles`: what `cycles` cannot be below, where finding them takes long: a row that cannot win need not be
+      estimated.
     """
 
     name: str
@@ -99,6 +102,7 @@ class Algorithm:
     lower: Callable[[Builder, Layer, Problem], None]
     halo: Callable[[Problem], Halo] | None = None
     shuffles: bool = False
+    least_cycles: Callable[[Problem], float] | None = None
 
 
 def problem_of(b: Builder, layer: Layer) -> Problem:
@@ -143,4 +147,9 @@ def choose(rows: tuple[Algorithm, ...], problem: Problem, cost: Callable[[Algori
     able = [row for row, reason in zip(wanted, reasons.values(), strict=True) if reason is None]
     if not able:
         raise ConvwrightError("no algorithm: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
-    return min(able, key=lambda row: cost(row, problem))
+    least = {row.name + row.variant: row.least_cycles(problem) if row.least_cycles else 0.0 for row in able}
+    best, lowest = able[0], math.inf
+    for row in sorted(able, key=lambda row: least[row.name + row.variant]):
+        if least[row.name + row.variant] < lowest and (found := cost(row, problem)) < lowest:
+            best, lowest = row, found
+    return best

@@ -38,6 +38,7 @@ class Axis:
     - `sources`: for each padded input the element that it holds, -1 for a zero.
     - `phases`: for each phase of a transposed convolution (else one), its taps as (tap, padded input of output 0).
     - `low`: padded inputs before the first element.
+    - `reach`: padded inputs from an output's first to its last.
 
     Output `o` is element `o // len(phases)` of phase `o % len(phases)`.
     """
@@ -47,11 +48,10 @@ class Axis:
     sources: np.ndarray = field(repr=False, compare=False)
     phases: tuple[tuple[tuple[int, int], ...], ...]
     low: int
+    reach: int = field(init=False)
 
-    @property
-    def reach(self) -> int:
-        """Padded inputs from an output's first to its last."""
-        return max((at for taps in self.phases for _, at in taps), default=0)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reach", max((at for taps in self.phases for _, at in taps), default=0))
 
     def filled(self, run: int) -> Axis:
         """With taps that have no weight (-1) after the last, so that runs of ``run`` taps come out even."""
@@ -153,14 +153,11 @@ class Form:
 
 
 def joined(p: Problem) -> Problem:
-    """The same problem over one axis where each output is made of the input in its place, so that all are one row."""
+    """The same problem over one axis where no tap lies beside another, so that all positions are one row."""
     spec = p.spec
-    apart = math.prod((*spec.kernel, *spec.stride)) > 1 or any(map(any, (*spec.pads(p.size), spec.output_padding)))
-    if spec.rank == 1 or apart:
+    if spec.rank == 1 or math.prod((*spec.kernel, *spec.stride)) > 1 or any(map(any, spec.pads(p.size))):
         return p
-    one = ConvSpec(
-        spec.in_channels, spec.out_channels, (1,), groups=spec.groups, bias=spec.bias, transposed=spec.transposed
-    )
+    one = ConvSpec(spec.in_channels, spec.out_channels, (1,), groups=spec.groups, bias=spec.bias)
     return replace(p, spec=one, size=(math.prod(p.size),))
 
 
@@ -182,27 +179,27 @@ def form_of(p: Problem) -> Form:
         "element": p.element,
     }
     single_tap = math.prod(spec.kernel) == 1 and not spec.transposed  # of whose phases most have none
-    best: Form | None = None
+    best, least = None, (math.inf, 1, 1)
+    pieces = -(-(wide.grid + wide.reach // wide.step) // v)
+    if not (common["zeros"] and 0 < pieces * common["in_step"] <= _MASKS):
+        pieces = 0
     for run in _runs(spec, high):
         rows_axis = high.filled(run) if run else high
         column = tuple((at % high.step, at // high.step) for _, at in rows_axis.phases[0][:run]) if run else ()
         for outs, rows, cols, flat in _tiles(p.target, v, out_channels, high.grid, wide.grid, run):
             partial = not flat and cols * v > wide.grid
             tile = planar.PlanarTile(
-                outs, rows, cols, flat, column=column, partial=partial, single=single_tap and not run, **common
-            )
+                outs, rows, cols, flat, column=column, partial=partial, pieces=pieces,
+                single=single_tap and not run, **common,
+            )  # fmt: skip
             form = Form((deep, rows_axis, wide), spec.groups, channels, out_channels, tile, v)
-            pieces = -(-form.pitch // v)
-            if tile.zeros and 0 < pieces * tile.in_step <= _MASKS:
-                form = replace(form, tile=replace(tile, pieces=pieces))
             for cut in _strips(p, form):
-                if cut.strip_rows < rows:
-                    continue
-                found = _estimate(p, cut)
-                if best is None or found.cycles < best.cycles:
-                    best = found
+                found = _estimate(p, cut) if cut.strip_rows >= rows else least
+                if found[0] < least[0]:
+                    best, least = cut, found
     assert best is not None
-    return best
+    cycles, parts, chunk_groups = least
+    return replace(best, cycles=cycles, parts=parts, chunk_groups=chunk_groups)
 
 
 def _runs(spec: ConvSpec, high: Axis) -> list[int]:
@@ -253,11 +250,12 @@ def _strips(p: Problem, form: Form) -> Iterator[Form]:
         slices = max(1, min(deep.grid, (fits - deep.reach - 1) // deep.step + 1))
         while slices > 1 and p.batch * form.groups * count * -(-deep.grid // slices) < 4 * p.threads:
             slices -= 1
-        yield replace(cut, strip_slices=-(-deep.grid // -(-deep.grid // slices)))
+        yield cut if slices == 1 else replace(cut, strip_slices=-(-deep.grid // -(-deep.grid // slices)))
 
 
-def _estimate(p: Problem, form: Form) -> Form:
-    """The form with its division of the work and its estimated cycles on each thread, two multiply-adds a cycle."""
+def _estimate(p: Problem, form: Form) -> tuple[float, int, int]:
+    """The estimated cycles on each thread, two multiply-adds a cycle; and the division of the work: `parts` and
+    `chunk_groups`."""
     tile, v, (deep, high, wide) = form.tile, form.v, form.axes
     vectors = tile.rows * tile.cols
     k_tiles = -(-form.out_channels // tile.outs)
@@ -283,16 +281,14 @@ def _estimate(p: Problem, form: Form) -> Form:
     stage = form.channels * form.stage_slices * stage_rows * stage_row
     slices = form.strip_slices * len(deep.phases)
     others = p.batch * -(-deep.grid // form.strip_slices) * -(-high.grid // form.strip_rows)
-    best: Form | None = None
-    for parts in {1, min(p.threads, k_tiles)}:
+    best = (math.inf, 1, 1)
+    for parts in sorted({1, min(p.threads, k_tiles)}):
         group = stage + -(-k_tiles // parts) * slices * (sums + leave) + 15.0
         items = others * parts
         chunk = max(1, min(int(_ITEM_CYCLES // group), form.groups * items // (4 * p.threads)))
         items *= -(-form.groups // chunk)
         cycles = -(-items // p.threads) * (min(chunk, form.groups) * group + 150.0)
-        if best is None or cycles < best.cycles:
-            best = replace(form, parts=parts, chunk_groups=chunk, cycles=cycles)
-    assert best is not None
+        best = min(best, (cycles, parts, chunk))
     return best
 
 
@@ -307,6 +303,11 @@ def _why_not(p: Problem) -> str | None:
 
 def _cycles(p: Problem) -> float:
     return form_of(joined(p)).cycles
+
+
+def _least_cycles(p: Problem) -> float:
+    """Of the multiply-adds alone; those of a transposed convolution that meet no output are not subtracted."""
+    return 0.0 if p.spec.transposed else p.macs / (2 * lanes(p.target, p.element) * p.threads)
 
 
 def _workspace(p: Problem) -> int:
@@ -446,5 +447,5 @@ def _unpack(packed: np.ndarray, p: Problem, form: Form, places: list[np.ndarray]
 
 ROW = Algorithm(
     "direct", "planes", False, _why_not, _cycles, direct.multiplications, _workspace, direct.error_of_sum, _lower,
-    shuffles=True,
+    shuffles=True, least_cycles=_least_cycles,
 )  # fmt: skip

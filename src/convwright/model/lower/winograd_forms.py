@@ -50,7 +50,7 @@ class Form:
     @property
     def growth(self) -> float:
         """Of rounding errors, against direct summation."""
-        return max(1.0, filtering(*self.high).growth * filtering(*self.wide).growth)
+        return max(1.0, _growth(self.high) * _growth(self.wide))
 
     @property
     def places(self) -> int:
@@ -104,6 +104,11 @@ class Form:
                     begins[tap] = len(held) + (start - first) // self.deep_stride
                 held += range(first, last + 1, self.deep_stride)
         return held, begins
+
+
+@lru_cache(maxsize=64)
+def _growth(axis: Axis) -> float:
+    return filtering(*axis).growth
 
 
 def rows_of_phases(out: int, phases: int) -> list[int]:
