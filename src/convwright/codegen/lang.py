@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Union
 
 from llvmlite import ir
@@ -37,6 +38,42 @@ KERNEL = ir.FunctionType(ir.VoidType(), [PTR, I64, I64, I64])
 Integer = Union[int, "Int"]
 
 
+class _Splat(ir.Constant):
+    """One number in every lane, written in one word: every lane's would be half of a kernel's text."""
+
+    def _get_reference(self) -> str:
+        element = self.constant[0]
+        return f"splat ({element.type} {element.get_reference()})"
+
+
+# Constants belong to no module: one that keeps its text from kernel to kernel saves a quarter of the time to write IR.
+@lru_cache(maxsize=4096)
+def _constant(kind: ir.Type, number: int) -> ir.Constant:
+    return ir.Constant(kind, number)
+
+
+@lru_cache(maxsize=4096)
+def _splat(kind: ir.VectorType, number: str) -> ir.Constant:
+    """``number`` as `float.hex` writes it, which tells zeros apart."""
+    return _Splat(kind, float.fromhex(number))
+
+
+@lru_cache(maxsize=1024)
+def _splat_int(kind: ir.VectorType, number: int) -> ir.Constant:
+    return _Splat(kind, number)
+
+
+@lru_cache(maxsize=16)
+def _undefined(kind: ir.VectorType) -> ir.Constant:
+    return _Splat(kind, ir.Undefined)
+
+
+@lru_cache(maxsize=1024)
+def _lanes(lanes: tuple[int, ...]) -> ir.Constant:
+    kind = ir.VectorType(I32, len(lanes))
+    return _Splat(kind, lanes[0]) if len(set(lanes)) == 1 else ir.Constant(kind, list(lanes))
+
+
 class Int:
     """A 64-bit signed integer known when the kernel runs."""
 
@@ -50,7 +87,7 @@ class Int:
 
     def __mul__(self, other: Integer) -> Int:
         if isinstance(other, int) and other in (0, 1):
-            return self if other else Int(self.k, ir.Constant(I64, 0))
+            return self if other else Int(self.k, _constant(I64, 0))
         return Int(self.k, self.k.b.mul(self.value, self.k.int_value(other)))
 
     __radd__, __rmul__ = __add__, __mul__
@@ -145,16 +182,16 @@ class Kernel:
     # -- integers and control ------------------------------------------------------------------------------------------
 
     def int_value(self, number: Integer) -> ir.Value:
-        return number.value if isinstance(number, Int) else ir.Constant(I64, number)
+        return number.value if isinstance(number, Int) else _constant(I64, number)
 
     def arg(self, index: int) -> Int:
         """The integer in ``args[index]``."""
-        slot = self.b.gep(self.args_pointer, [ir.Constant(I64, index)], source_etype=I64)
+        slot = self.b.gep(self.args_pointer, [_constant(I64, index)], source_etype=I64)
         return Int(self, self.b.load(slot, typ=I64, align=8))
 
     def pointer(self, index: int) -> ir.Value:
         """The pointer in ``args[index]``."""
-        slot = self.b.gep(self.args_pointer, [ir.Constant(I64, index)], source_etype=I64)
+        slot = self.b.gep(self.args_pointer, [_constant(I64, index)], source_etype=I64)
         return self.b.load(slot, typ=PTR, align=8)
 
     def load_int(self, pointer: ir.Value, index: Integer) -> Int:
@@ -183,6 +220,15 @@ class Kernel:
         For values that several steps of an unrolled loop share, and that would fill the registers if they were kept.
         """
         return self.b.asm(ir.FunctionType(PTR, [PTR]), "", "=r,0", [pointer], False)
+
+    def opaque_int(self, number: Int) -> Int:
+        """The same integer, of which LLVM does not know how it changes along a loop.
+
+        For the index of a loop whose addresses lie many run-time strides apart: they are computed anew in each turn,
+        some instructions, where LLVM's strength reduction would weigh all ways to let pointers move along. That took
+        five sixths of the time to compile a Winograd kernel, and made more code of it.
+        """
+        return Int(self, self.b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [number.value], False))
 
     def variable(self, initial: Any) -> Variable:
         return Variable(self, initial)
@@ -237,10 +283,10 @@ class Kernel:
     # -- vectors -------------------------------------------------------------------------------------------------------
 
     def splat(self, number: float) -> ir.Value:
-        return ir.Constant(self.vector_type, [float(number)] * self.v)
+        return _splat(self.vector_type, float(number).hex())
 
     def splat_int(self, number: int) -> ir.Value:
-        return ir.Constant(self.int_vector_type, [number] * self.v)
+        return _splat_int(self.int_vector_type, number)
 
     def load(self, pointer: ir.Value, offset: Integer = 0, mask: ir.Value | None = None) -> ir.Value:
         """``v`` elements from ``offset`` on; lanes outside ``mask`` are zero and their memory is not touched."""
@@ -252,7 +298,7 @@ class Kernel:
             self.vector_type,
             [PTR, I32, self.mask_type, self.vector_type],
         )
-        return self.b.call(call, [where, ir.Constant(I32, self.width), mask, self.splat(0.0)])
+        return self.b.call(call, [where, _constant(I32, self.width), mask, self.splat(0.0)])
 
     def store(self, value: ir.Value, pointer: ir.Value, offset: Integer = 0, mask: ir.Value | None = None) -> None:
         where = self.advance(pointer, offset)
@@ -262,7 +308,7 @@ class Kernel:
         call = self.intrinsic(
             f"llvm.masked.store.v{self.v}{self.element}.p0", ir.VoidType(), [self.vector_type, PTR, I32, self.mask_type]
         )
-        self.b.call(call, [value, where, ir.Constant(I32, self.width), mask])
+        self.b.call(call, [value, where, _constant(I32, self.width), mask])
 
     def load_scalar(self, pointer: ir.Value, offset: Integer = 0) -> ir.Value:
         return self.b.load(self.advance(pointer, offset), typ=self.scalar_type, align=self.width)
@@ -272,28 +318,28 @@ class Kernel:
 
     def broadcast(self, scalar: ir.Value) -> ir.Value:
         """A scalar in every lane."""
-        first = self.b.insert_element(ir.Constant(self.vector_type, ir.Undefined), scalar, ir.Constant(I32, 0))
+        first = self.b.insert_element(_undefined(self.vector_type), scalar, _constant(I32, 0))
         return self.shuffle(first, first, [0] * self.v)
 
     def shuffle(self, a: ir.Value, b: ir.Value, lanes: Sequence[int]) -> ir.Value:
         """Lanes of ``a`` (0..v-1) and ``b`` (v..2v-1), in the order given."""
-        return self.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
+        return self.b.shuffle_vector(a, b, _lanes(tuple(lanes)))
 
     def extract(self, vector: ir.Value, lane: int) -> ir.Value:
-        return self.b.extract_element(vector, ir.Constant(I32, lane))
+        return self.b.extract_element(vector, _constant(I32, lane))
 
     def insert(self, vector: ir.Value, scalar: ir.Value, lane: int) -> ir.Value:
-        return self.b.insert_element(vector, scalar, ir.Constant(I32, lane))
+        return self.b.insert_element(vector, scalar, _constant(I32, lane))
 
     def lane_ids(self) -> ir.Value:
-        return ir.Constant(self.int_vector_type, list(range(self.v)))
+        return _lanes(tuple(range(self.v)))
 
     def int_broadcast(self, number: Integer) -> ir.Value:
         """A 64-bit integer, truncated to 32 bits, in every lane."""
         if isinstance(number, int):
             return self.splat_int(number)
         short = self.b.trunc(number.value, I32)
-        first = self.b.insert_element(ir.Constant(self.int_vector_type, ir.Undefined), short, ir.Constant(I32, 0))
+        first = self.b.insert_element(_undefined(self.int_vector_type), short, _constant(I32, 0))
         return self.shuffle(first, first, [0] * self.v)
 
     def mask(self, low: Integer, high: Integer) -> ir.Value:
@@ -318,8 +364,8 @@ class Kernel:
             self.vector_type,
             [vector_of_pointers, I32, self.mask_type, self.vector_type],
         )
-        everywhere = ir.Constant(self.mask_type, [1] * self.v)
-        return self.b.call(call, [addresses, ir.Constant(I32, self.width), mask or everywhere, self.splat(0.0)])
+        everywhere = _splat_int(self.mask_type, 1)
+        return self.b.call(call, [addresses, _constant(I32, self.width), mask or everywhere, self.splat(0.0)])
 
     def load_ints(self, pointer: ir.Value, offset: Integer = 0) -> ir.Value:
         """``v`` int32 from a table of int32."""
@@ -361,7 +407,7 @@ class Kernel:
 
     def prefetch(self, pointer: ir.Value, offset: Integer = 0, locality: int = 3) -> None:
         call = self.intrinsic("llvm.prefetch.p0", ir.VoidType(), [PTR, I32, I32, I32])
-        constants = [ir.Constant(I32, number) for number in (0, locality, 1)]
+        constants = [_constant(I32, number) for number in (0, locality, 1)]
         self.b.call(call, [self.advance(pointer, offset), *constants])
 
     # -- declarations --------------------------------------------------------------------------------------------------

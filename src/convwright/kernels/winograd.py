@@ -159,8 +159,10 @@ def _transform_inputs(
     high, wide = filtering(*tile.high).bt, filtering(*tile.wide).bt
     place_stride = in_tiles * a.blocks * k.v
     with k.loop(0, a.in_slices) as number, k.loop(0, a.strip) as place:
+        number, place = k.opaque_int(number), k.opaque_int(place)
         at = k.advance(x, k.load_int(a.slices, number) + k.load_int(a.tiles, (first + place) * TILE_COLUMNS))
         with k.loop(0, a.blocks) as block:
+            block = k.opaque_int(block)
             d = k.advance(at, block * a.x_block)
             v = k.advance(inputs, (block * in_tiles + number * a.strip + place) * k.v)
 
@@ -198,9 +200,11 @@ def _multiply(
                     count = k.minimum(a.channels - block * k.v, k.v)
                     whole = count // UNROLL * UNROLL
                     with k.loop(0, whole, UNROLL) as lane:
-                        _step(k, a, tile, sums, now, k.advance(v_block, lane), UNROLL, u_place)
+                        at = k.advance(v_block, k.opaque_int(lane))
+                        _step(k, a, tile, sums, now, at, UNROLL, u_place)
                     with k.loop(whole, count) as lane:
-                        _step(k, a, tile, sums, now, k.advance(v_block, lane), 1, u_place)
+                        at = k.advance(v_block, k.opaque_int(lane))
+                        _step(k, a, tile, sums, now, at, 1, u_place)
             for pixel, accumulators in enumerate(sums):
                 for out, accumulator in enumerate(accumulators):
                     k.store(accumulator.get(), m_place, (out_tiles * out + start + pixel) * k.v)
@@ -226,11 +230,13 @@ def _transform_back(
     high, wide = filtering(*tile.high).at, filtering(*tile.wide).at
     place_stride = out_tiles * (tile.outs * k.v)
     with k.loop(0, a.chunk_slices) as number, k.loop(0, a.strip) as place:
+        number, place = k.opaque_int(number), k.opaque_int(place)
         row_of = (first + place) * TILE_COLUMNS
         y_at = k.load_int(a.tiles, row_of + 1) + number * a.y_slice
         r_at = k.load_int(a.tiles, row_of + 2) + number * a.r_slice
         rows, cols = k.load_int(a.tiles, row_of + 3), k.load_int(a.tiles, row_of + 4)
         with k.loop(0, tile.outs) as out:
+            out = k.opaque_int(out)
             m = k.advance(products, (out_tiles * out + number * a.strip + place) * k.v)
             own_bias = k.load(bias, out * k.v)
             own_y = k.advance(y, y_at + out * a.y_block)
@@ -282,10 +288,12 @@ def _both_ways(
             store(row, combine(k, wide, [column[row] for column in columns]))
     else:
         with k.loop(0, cols) as col:
+            col = k.opaque_int(col)
             to = k.advance(room, col * k.v)
             for row, vector in enumerate(combine(k, high, [load(row, col) for row in range(rows)])):
                 k.store(vector, to, row * cols * k.v)
         with k.loop(0, between) as number:
+            number = k.opaque_int(number)
             at = k.advance(room, number * (cols * k.v))
             store(number, combine(k, wide, [k.load(at, col * k.v) for col in range(cols)]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from convwright.codegen.jit import compile_many
-from convwright.codegen.target import Target
-from convwright.runtime.memory import zeroed
-from convwright.runtime.team import STEP_COLUMNS, Team
+from convwright.codegen.target import Target, host_target
+from convwright.runtime.team import STEP_COLUMNS, Team, kernels_of_team
+
+_HUGE_PAGE = 2 << 20
 
 
 class Arena:
@@ -21,18 +23,23 @@ class Arena:
     def __init__(self) -> None:
         self.nbytes = 0
         self.address = 0
+        self._memory: mmap.mmap | None = None
         self._view: np.ndarray | None = None
 
     def reserve(self, nbytes: int) -> None:
         if nbytes <= self.nbytes:
             return
         self.release()
-        self._view = zeroed(nbytes)
+        self._memory = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if nbytes >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._view = np.frombuffer(self._memory, np.uint8)
         self.nbytes, self.address = nbytes, self._view.ctypes.data
 
     def release(self) -> None:
         self.nbytes = self.address = 0
         self._view = None
+        self._memory = None
 
     def view(self, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -153,7 +160,9 @@ def link(
     A step has ``family`` (a module of ``kernels``), ``tile``, ``arguments`` (integers and references into buffers) and
     ``items``, or ``python`` and its operands. The arguments of its ``calls`` lie one after another, its template.
     """
-    addresses = iter(compile_many(kernels_of(steps, target), target))
+    # The team's own kernels beside the steps': a process that compiles a single layer's has two cores for them too.
+    team = kernels_of_team(threads) if target == host_target() else []
+    addresses = iter(compile_many([*team, *kernels_of(steps, target)], target)[len(team) :])
     table = np.zeros((len(steps), STEP_COLUMNS), np.int64)
     slots: dict[str, list[tuple[int, int, int]]] = {"arena": [], "input": [], "output": []}
     flat: list[int] = []

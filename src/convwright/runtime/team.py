@@ -27,7 +27,7 @@ import numpy as np
 from llvmlite import ir
 from llvmlite.ir.instructions import StoreAtomicInstr
 
-from convwright.codegen.jit import compile_kernel
+from convwright.codegen.jit import Build, compile_kernel
 from convwright.codegen.lang import I32, I64, PTR, Int, Kernel
 from convwright.codegen.target import host_target
 from convwright.errors import ConvwrightError
@@ -208,6 +208,17 @@ def _build_worker() -> ir.Module:
     return k.finish()
 
 
+_RUNNER: tuple[str, Build] = "team-runner", lambda: _build_runner(False)
+_RUNNER_TIMED: tuple[str, Build] = "team-runner-timed", lambda: _build_runner(True)
+_WORKER: tuple[str, Build] = "team-worker", _build_worker
+_ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+
+
+def kernels_of_team(threads: int) -> list[tuple[str, Build]]:
+    """What a team of that size has to have compiled, as `compile_many` takes it."""
+    return [_RUNNER, _WORKER] if threads > 1 else [_RUNNER]
+
+
 class _Cores:
     """The cores that this process may use, lent to teams for a job each, in the order in which they ask."""
 
@@ -278,7 +289,6 @@ class Team:
     """``threads`` threads, the caller's among them. One job at a time; callers queue for it."""
 
     def __init__(self, threads: int):
-        target = host_target()
         self.threads = threads
         self.lock = Turn(threads)
         self._memory = np.zeros((_FIELDS + 1) * _LINE, np.int64)
@@ -289,13 +299,11 @@ class Team:
         self._shared[_SPINS] = 1_000 if threads <= cores() else 50
         self._address = self._shared.ctypes.data
         self._cursors = np.zeros(0, np.int64)
-        entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-        self._run = entry(compile_kernel("team-runner", lambda: _build_runner(False), target))
-        self._run_timed = entry(compile_kernel("team-runner-timed", lambda: _build_runner(True), target))
+        self._run = _ENTRY(compile_kernel(*_RUNNER, host_target()))
         self._own = [np.array([self._address, thread], np.int64) for thread in range(1, threads)]
         self._handles: list[ctypes.c_ulong] = []
         if threads > 1:
-            worker = compile_kernel("team-worker", _build_worker, target)
+            worker = compile_kernel(*_WORKER, host_target())
             with _signals_blocked():
                 for own in self._own:
                     self._start(worker, own)
@@ -324,7 +332,8 @@ class Team:
         apart[:, STEP_COLUMNS - 1] = 1
         times = np.zeros(count + 1, np.int64)
         start = time.perf_counter()
-        self._run_timed(self._address, apart.ctypes.data, count, times.ctypes.data)
+        run = _ENTRY(compile_kernel(*_RUNNER_TIMED, host_target()))
+        run(self._address, apart.ctypes.data, count, times.ctypes.data)
         seconds = time.perf_counter() - start
         cycles = np.diff(times)
         return [float(share) for share in cycles * (seconds / max(int(cycles.sum()), 1))]
