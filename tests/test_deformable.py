@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 import convwright as cw
-from convwright import reference
-from convwright.codegen.target import Target, target_named
+from convwright import functional, reference
+from convwright.codegen.target import Target, host_target, target_named
 from convwright.errors import ConvwrightError
 from convwright.graph import Node
 from convwright.kernels import deformable
@@ -28,6 +28,7 @@ from convwright.spec import ConvSpec, DeformableSpec
 from tests.convolutions import ACTIVATIONS, RESIDUAL, Epilogue, compare, random_epilogue, random_size, random_window
 from tests.kernels import each_target
 from tests.plans import Arrays, Planned, graph_of, planned
+from tests.sweeps import FIRST, check_each, full_run_on_host, full_run_on_targets, on_host, on_targets
 from tests.test_spills import spilling
 
 
@@ -154,19 +155,15 @@ def random_case(seed: int, target: Target) -> Case:
     )
 
 
-@each_target
-@pytest.mark.parametrize("start", range(0, 40, 20))
-def test_random_convolutions(target: Target, start: int) -> None:
-    for seed in range(start, start + 20):
-        random_case(seed, target).check(target)
+@on_targets(40)
+def test_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
 
 
 @pytest.mark.long
-@each_target
-@pytest.mark.parametrize("start", range(1000, 2000, 100))
-def test_many_random_convolutions(target: Target, start: int) -> None:
-    for seed in range(start, start + 100):
-        random_case(seed, target).check(target)
+@full_run_on_targets
+def test_many_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
 
 
 def simple(
@@ -265,9 +262,9 @@ def test_far_from_the_origin_places_keep_their_precision() -> None:
     np.testing.assert_allclose(result, reference.deform_conv(x, offset, constants["w"], None, spec), rtol=0, atol=1e-7)
 
 
-def check_float64(seed: int, target: Target) -> None:
-    """A random case in float64, which fuses nothing: layouts are converted, and vectors have half the lanes."""
-    case = replace(random_case(seed, target), epilogue=())
+def check_float64(case: Case, target: Target) -> None:
+    """In float64, which fuses nothing: layouts are converted, and vectors have half the lanes."""
+    case = replace(case, epilogue=())
     inputs, constants = ({name: a.astype(np.float64) for name, a in arrays.items()} for arrays in case.arrays())
     result, plan = case.run(inputs, constants, target)
     assert result.dtype == np.float64
@@ -276,17 +273,44 @@ def check_float64(seed: int, target: Target) -> None:
     compare(result, expected, bound * 2.0**-28, case)
 
 
-@each_target
-def test_float64(target: Target) -> None:
-    for seed in range(8):
-        check_float64(seed, target)
+@on_targets(8)
+def test_float64(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, target), lambda case: check_float64(case, target))
 
 
 @pytest.mark.long
-@each_target
-def test_many_of_float64(target: Target) -> None:
-    for seed in range(1000, 1300):
-        check_float64(seed, target)
+@on_targets(300, first=FIRST)
+def test_many_of_float64(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, target), lambda case: check_float64(case, target))
+
+
+def check_call(case: Case) -> None:
+    """The function of arrays, with and without a batch."""
+    case, conv = replace(case, epilogue=()), case.spec.conv
+    inputs, constants = case.arrays()
+    x, offset, mask = inputs["x"], inputs["offset"], inputs.get("mask")
+    options: dict[str, Any] = {
+        "stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups,
+        "offset_groups": case.spec.offset_groups, "threads": case.threads,
+    }  # fmt: skip
+    if case.batch == 1:
+        x, offset, mask = x[0], offset[0], None if mask is None else mask[0]
+    result = cw.deform_conv(x, offset, constants["w"], constants.get("b"), mask=mask, **options)
+    expected, bound = case.expected(inputs, constants)
+    compare(result, expected[0] if case.batch == 1 else expected, bound, case)
+
+
+@on_host(20)
+def test_random_calls(seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, host_target()), check_call)
+    functional.forget()
+
+
+@pytest.mark.long
+@full_run_on_host
+def test_many_random_calls(seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, host_target()), check_call)
+    functional.forget()
 
 
 def write_model(path: Path, opset: int, case: Case, inputs: Arrays, constants: Arrays) -> None:

@@ -20,6 +20,7 @@ from tests.convolutions import (
     random_window,
 )  # fmt: skip
 from tests.kernels import each_target
+from tests.sweeps import check_each, full_run_on_targets, on_targets
 
 
 def depthwise_spec(channels: int, kernel: tuple[int, ...], **options: object) -> ConvSpec:
@@ -45,19 +46,15 @@ def random_case(seed: int, target: Target) -> Case:
     )
 
 
-@each_target
-@pytest.mark.parametrize("start", range(0, 40, 20))
-def test_random_convolutions(target: Target, start: int) -> None:
-    for seed in range(start, start + 20):
-        random_case(seed, target).check(target)
+@on_targets(40)
+def test_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
 
 
 @pytest.mark.long
-@each_target
-@pytest.mark.parametrize("start", range(1000, 2000, 100))
-def test_many_random_convolutions(target: Target, start: int) -> None:
-    for seed in range(start, start + 100):
-        random_case(seed, target).check(target)
+@full_run_on_targets
+def test_many_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
 
 
 @each_target

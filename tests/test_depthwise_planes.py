@@ -21,6 +21,7 @@ from convwright.model.problem import Problem
 from convwright.spec import ConvSpec
 from tests.forced import Case
 from tests.kernels import each_target
+from tests.sweeps import FIRST, HOST, check_each, on_targets
 
 Options = tuple[tuple[str, Any], ...]
 
@@ -56,7 +57,7 @@ def random_case(seed: int, target: Target) -> Case:
             edges += [9 * v, 19 * v + 5]
         options = {
             "stride": tuple(int(rng.choice([1, 1, 2, 3])) for _ in range(rank)),
-            "padding": tuple(tuple(int(n) for n in rng.integers(0, 4, 2)) for _ in range(rank)),
+            "padding": 0 if rng.random() < 0.3 else tuple((int(n), int(m)) for n, m in rng.integers(0, 4, (rank, 2))),
             "dilation": tuple(int(rng.choice([1, 1, 1, 2, 3])) for _ in range(rank)),
             "flip": bool(rng.random() < 0.2),
             "bias": bool(rng.random() < 0.7),
@@ -88,18 +89,15 @@ def problem(case: Case, target: Target, **changes: Any) -> Problem:
     return Problem(case.spec, case.size, case.batch, dtype, target, case.threads, **options)
 
 
-@each_target
-def test_random_convolutions(target: Target) -> None:
-    for seed in range(30):
-        check(random_case(seed, target), target)
+@on_targets(30)
+def test_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, target), lambda case: check(case, target))
 
 
 @pytest.mark.long
-@each_target
-@pytest.mark.parametrize("start", range(1000, 4000, 100))
-def test_many_random_convolutions(target: Target, start: int) -> None:
-    for seed in range(start, start + 100):
-        check(random_case(seed, target), target)
+@on_targets(HOST, first=FIRST)
+def test_many_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, target), lambda case: check(case, target))
 
 
 @each_target

@@ -22,6 +22,7 @@ from convwright.spec import PADDING_MODES, ConvSpec
 from tests.forced import ROUNDING, Case, random_case
 from tests.guard import guarded_bytes
 from tests.kernels import _signature, each_target
+from tests.sweeps import check_each, full_run_on_targets, on_targets
 from tests.test_spills import share_of_spills
 
 
@@ -40,25 +41,24 @@ def check(case: Case, target: Target) -> Any:
     return plan.tiles(fft)[0]
 
 
-@each_target
-def test_random_convolutions(target: Target) -> None:
-    checked = 0
-    for seed in range(60):
-        case = random_case("fft", seed, target)
+def applicable(seed: int, target: Target) -> Case:
+    """The first random case from this seed on that transforms can compute."""
+    for later in itertools.count():
+        case = random_case("fft", seed + 100_000 * later, target)
         if lowering.ROW.why_not(problem(case, target)) is None:
-            check(case, target)
-            checked += 1
-    assert checked >= 30
+            return case
+    raise AssertionError
+
+
+@on_targets(35)
+def test_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: applicable(seed, target), lambda case: check(case, target))
 
 
 @pytest.mark.long
-@each_target
-@pytest.mark.parametrize("start", range(1000, 3000, 100))
-def test_many_random_convolutions(target: Target, start: int) -> None:
-    for seed in range(start, start + 100):
-        case = random_case("fft", seed, target)
-        if lowering.ROW.why_not(problem(case, target)) is None:
-            check(case, target)
+@full_run_on_targets
+def test_many_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: applicable(seed, target), lambda case: check(case, target))
 
 
 @each_target

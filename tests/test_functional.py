@@ -19,6 +19,7 @@ from convwright.spec import (
     ConvSpec,
 )
 from tests.functional import Array, close, normal, refused
+from tests.sweeps import check_each, full_run_on_host, on_host
 from tests.torch_convolutions import CONV, CONV_TRANSPOSE, random_case, torch_conv
 
 
@@ -39,8 +40,17 @@ def call(x: Array, weight: Array, bias: Array | None, spec: ConvSpec, **others: 
     return cw.conv(x, weight, bias, padding_mode=spec.padding_mode, **options)
 
 
-def check_random(seed: int) -> None:
-    spec, size, batch = random_case(seed)
+Drawn = tuple[ConvSpec, tuple[int, ...], int | None, int]
+
+
+def drawn_with(seed: int) -> Drawn:
+    """A spec that mostly fits its input, the input's size and batch, and the seed."""
+    return *random_case(seed), seed
+
+
+def check_random(drawn: Drawn) -> None:
+    """Also what does not fit, which is refused in the words of the reference; and that agrees with PyTorch."""
+    spec, size, batch, seed = drawn
     dtype = np.float32 if seed % 3 else np.float64
     lead = () if batch is None else (batch,)
     x = normal(seed, *lead, spec.in_channels, *size, dtype=dtype)
@@ -60,18 +70,15 @@ def check_random(seed: int) -> None:
     np.testing.assert_allclose(expected, given, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("start", range(0, 120, 20))
-def test_random_convolutions(start: int) -> None:
-    for seed in range(start, start + 20):
-        check_random(seed)
+@on_host(120, part=20)
+def test_random_convolutions(seeds: range) -> None:
+    check_each(seeds, drawn_with, check_random)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("start", range(1000, 4200, 100))
-def test_more_random_convolutions(start: int) -> None:
-    for seed in range(start, start + 100):
-        check_random(seed)
-    functional.forget()
+@full_run_on_host
+def test_many_random_convolutions(seeds: range) -> None:
+    check_each(seeds, drawn_with, check_random)
 
 
 class TestPadding:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 
 import convwright as cw
 from convwright import functional, reference
+from convwright.codegen.target import host_target
 from convwright.model.lower.fallback import SlowOperatorWarning
 from convwright.spec import (
     ConvSpec,
@@ -20,7 +23,9 @@ from convwright.spec import (
     SeparableSpec,
     SpatialSpec,
 )
+from tests import integers
 from tests.functional import close, normal, refused
+from tests.sweeps import FIRST, check_each, full_run_on_host, on_host
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +78,51 @@ class TestSpatial:
         refused(lambda: cw.spatial_conv(x[0], normal(1, 4, 4, 3), normal(2, 4, 4, 3)), "2 or 3 axes", "(4, 4, 3)")
 
 
+@dataclass(frozen=True)
+class Shuffle:
+    """A channel shuffle of random bits; `into`: an array of the caller's, the input itself where it is 2."""
+
+    shape: tuple[int, ...]
+    groups: int
+    dtype: Any
+    into: int
+    threads: int | None
+    seed: int
+
+    def check(self) -> None:
+        rng = np.random.default_rng(self.seed)
+        x = np.frombuffer(rng.bytes(prod(self.shape) * np.dtype(self.dtype).itemsize), self.dtype).reshape(self.shape)
+        moved = x.reshape(self.shape[0], self.groups, self.shape[1] // self.groups, -1).swapaxes(1, 2)
+        expected = moved.reshape(self.shape).tobytes()
+        out = x.copy() if self.into else None
+        given = out if self.into == 2 and out is not None else x
+        result = cw.channel_shuffle(given, self.groups, out=out, threads=self.threads)
+        assert out is None or result is out
+        assert (result.dtype, result.shape) == (x.dtype, x.shape)
+        assert result.tobytes() == expected
+
+
+def random_shuffle(seed: int) -> Shuffle:
+    rng = np.random.default_rng(seed)
+    groups, own = (int(n) for n in rng.choice([1, 2, 3, 4, 5, 7, 8, 15, 16, 17], 2))
+    size = (int(n) for n in rng.choice([1, 2, 3, 5, 7, 8, 15, 16, 17], rng.integers(0, 4)))
+    types = [np.float32, np.float64, np.int8, np.uint8, np.int32, np.int64, np.float16, np.complex64]
+    return Shuffle(
+        (int(rng.integers(1, 4)), groups * own, *size), groups, types[rng.integers(len(types))],
+        int(rng.integers(3)), [None, 1, 2, 3][rng.integers(4)], seed,
+    )  # fmt: skip
+
+
 class TestShuffle:
+    @on_host(200)
+    def test_random(self, seeds: range) -> None:
+        check_each(seeds, random_shuffle, Shuffle.check)
+
+    @pytest.mark.long
+    @full_run_on_host
+    def test_many_random(self, seeds: range) -> None:
+        check_each(seeds, random_shuffle, Shuffle.check)
+
     @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int8, np.int64, np.float16, np.complex64])
     @pytest.mark.parametrize("shape", [(2, 12, 5, 7), (1, 12), (3, 12, 4), (1, 24, 2, 3, 5)])
     def test_order(self, shape: tuple[int, ...], dtype: Any) -> None:
@@ -130,6 +179,86 @@ class TestDeformable:
         refused(lambda: cw.deform_conv(x, offset.astype(float), weight), "offset float64")
         refused(lambda: cw.deform_conv(x, offset, normal(1, 2, 4, 3)), "2 spatial axes")
         refused(lambda: cw.deform_conv(x[0], offset, weight), "offset must be of shape (18, 4, 4), got (1, 18, 4, 4)")
+
+
+@dataclass(frozen=True)
+class IntegerCall:
+    """A call of `conv_integer`, or of `qlinear_conv` where there is a type of the output, with random integers.
+
+    Scales are powers of two: no product lies next to a half in one precision and beyond it in another.
+    """
+
+    spec: IntegerSpec
+    size: tuple[int, ...]
+    batch: int | None
+    y_signed: bool | None
+    threads: int | None
+    seed: int
+
+    def check(self) -> None:
+        rng, conv = np.random.default_rng(self.seed), self.spec.conv
+        signed = {True: np.int8, False: np.uint8}
+        lead = () if self.batch is None else (self.batch,)
+        x = rng.integers(0, 256, (*lead, conv.in_channels, *self.size)).astype(np.uint8)
+        x = x.view(signed[self.spec.input_signed])
+        w = rng.integers(0, 256, conv.weight_shape).astype(np.uint8).view(signed[self.spec.weight_signed])
+        options: dict[str, Any] = {
+            "stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups,
+            "threads": self.threads,
+        }  # fmt: skip
+        zeros = self.spec.input_zero_point, np.array(self.spec.weight_zero_point)
+        if self.y_signed is None:
+            expected: Any = reference.conv_integer(x, w, self.spec)
+            result = cw.conv_integer(x, w, input_zero_point=zeros[0], weight_zero_point=zeros[1], **options)
+        else:
+            x_scale, y_zero = 2.0 ** rng.integers(-4, 1), signed[self.y_signed](rng.integers(0, 100))
+            w_scale: Any = 2.0 ** rng.integers(-3, 1, conv.out_channels if rng.random() < 0.5 else ())
+            y_scale = 2.0 ** np.round(np.log2(128 * np.sqrt(prod(conv.weight_shape[1:]))))
+            bias = rng.integers(-5000, 5000, conv.out_channels).astype(np.int32) if conv.bias else None
+            expected = reference.qlinear_conv(
+                x, w, bias, self.spec, input_scale=x_scale, weight_scale=w_scale, output_scale=y_scale,
+                output_zero_point=int(y_zero), output_signed=self.y_signed,
+            )  # fmt: skip
+            result = cw.qlinear_conv(x, x_scale, zeros[0], w, w_scale, zeros[1], y_scale, y_zero, bias, **options)
+        assert result.dtype == expected.dtype
+        np.testing.assert_array_equal(result, expected)
+
+
+def random_integers(kind: str, seed: int) -> IntegerCall:
+    rng = np.random.default_rng([seed, kind == "qlinear"])
+    while True:
+        conv, size = integers.random_spec(rng, host_target().vector)
+        changes: dict[str, Any] = {"bias": kind == "qlinear" and bool(rng.random() < 0.6)}
+        if rng.random() < 0.25:
+            changes["padding"] = str(rng.choice(["same", "same_lower", "valid"]))
+        signed = [bool(rng.random() < 0.5) for _ in range(3)]
+        x_zero, *w_zeros = (int(n) for n in rng.integers(0, 256, 1 + (conv.out_channels if rng.random() < 0.3 else 1)))
+        try:
+            spec = IntegerSpec(
+                replace(conv, **changes), x_zero - 128 * signed[0], [zero - 128 * signed[1] for zero in w_zeros],
+                input_signed=signed[0], weight_signed=signed[1],
+            )  # fmt: skip
+            spec.output_size(size)
+        except cw.ConvwrightError:
+            continue
+        batch, threads = [None, 1, 2][rng.integers(3)], [None, 1, 2, 3][rng.integers(4)]
+        return IntegerCall(spec, size, batch, signed[2] if kind == "qlinear" else None, threads, seed)
+
+
+both_integer_kinds = pytest.mark.parametrize("kind", ["integer", "qlinear"])
+
+
+@both_integer_kinds
+@on_host(12)
+def test_random_integers(kind: str, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_integers(kind, seed), IntegerCall.check)
+
+
+@pytest.mark.long
+@both_integer_kinds
+@on_host(1500, FIRST)
+def test_many_random_integers(kind: str, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_integers(kind, seed), IntegerCall.check)
 
 
 class TestInteger:

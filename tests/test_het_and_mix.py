@@ -12,7 +12,7 @@ import pytest
 
 import convwright as cw
 from convwright import functional, reference
-from convwright.codegen.target import NAMES, Target, runs_here, target_named
+from convwright.codegen.target import Target, target_named
 from convwright.graph import Graph, Node
 from convwright.graph.graph import INTERNAL
 from convwright.kernels import winograd
@@ -30,6 +30,7 @@ from convwright.spec import (
 from tests.functional import Array, close, normal, refused
 from tests.kernels import each_target
 from tests.plans import graph_of, planned
+from tests.sweeps import FIRST, OTHERS, check_each, full_run_on_host, on_host, on_targets
 
 
 @pytest.fixture(autouse=True)
@@ -38,43 +39,63 @@ def nothing_remembered() -> Any:
     functional.forget()
 
 
-def random_het(pick: random.Random) -> tuple[HetSpec, tuple[int, ...]] | None:
-    """A het convolution that fits its input, or None."""
-    rank = pick.choice([1, 2, 2, 3])
-    channels, filters = pick.choice([1, 2, 3, 5, 8, 16, 17]), pick.choice([1, 2, 3, 4, 7, 8, 20])
-    try:
-        conv = ConvSpec(
-            channels, filters, [pick.choice([1, 3, 3, 5]) for _ in range(rank)],
-            stride=[pick.choice([1, 1, 2, 3]) for _ in range(rank)],
-            padding=[(pick.randint(0, 2), pick.randint(0, 2)) for _ in range(rank)],
-            dilation=[pick.choice([1, 1, 2]) for _ in range(rank)], padding_mode=pick.choice(PADDING_MODES),
-            flip=pick.random() < 0.3, bias=pick.random() < 0.5,
-        )  # fmt: skip
-        size = tuple(pick.choice([4, 5, 7, 9, 16, 17, 33]) if rank < 3 else pick.randint(3, 9) for _ in range(rank))
-        conv.output_size(size)
-    except cw.ConvwrightError:
-        return None
-    return HetSpec(conv, pick.randint(1, channels)), size
+Drawn = tuple[HetSpec, tuple[int, ...], int]  # with the input's size and the seed
+
+
+def random_het(seed: int) -> Drawn:
+    """A het convolution that fits its input."""
+    pick = random.Random(seed)
+    while True:
+        rank = pick.choice([1, 2, 2, 3])
+        channels, filters = pick.choice([1, 2, 3, 5, 8, 16, 17]), pick.choice([1, 2, 3, 4, 7, 8, 20])
+        try:
+            conv = ConvSpec(
+                channels, filters, [pick.choice([1, 3, 3, 5]) for _ in range(rank)],
+                stride=[pick.choice([1, 1, 2, 3]) for _ in range(rank)],
+                padding=[(pick.randint(0, 2), pick.randint(0, 2)) for _ in range(rank)] if pick.random() < 0.7 else 0,
+                dilation=[pick.choice([1, 1, 2]) for _ in range(rank)], padding_mode=pick.choice(PADDING_MODES),
+                flip=pick.random() < 0.3, bias=pick.random() < 0.5,
+            )  # fmt: skip
+            size = tuple(pick.choice([4, 5, 7, 9, 16, 17, 33]) if rank < 3 else pick.randint(3, 9) for _ in range(rank))
+            conv.output_size(size)
+        except cw.ConvwrightError:
+            continue
+        return HetSpec(conv, pick.randint(1, channels)), size, seed
+
+
+def random_residues(seed: int, target: Target) -> Drawn:
+    """A het convolution whose residues are groups that fill vectors."""
+    pick, v = random.Random(seed), target.vector
+    while True:
+        rank, part = pick.choice([1, 2, 2, 2]), pick.choice([2, 2, 3, 4])
+        try:
+            conv = ConvSpec(
+                part * v * pick.choice([1, 1, 2]), part * v * pick.choice([1, 1, 2]),
+                [pick.choice([1, 3, 3, 3, 5]) for _ in range(rank)],
+                stride=[pick.choice([1, 1, 1, 2]) for _ in range(rank)],
+                padding=[(pick.randint(0, 3), pick.randint(0, 3)) for _ in range(rank)] if pick.random() < 0.7 else 0,
+                dilation=[pick.choice([1, 1, 2]) for _ in range(rank)], bias=pick.random() < 0.6,
+            )  # fmt: skip
+            size = tuple(pick.choice([4, 5, 7, 9, 12, v - 1, v, v + 1]) for _ in range(rank))
+            conv.output_size(size)
+        except cw.ConvwrightError:
+            continue
+        if het_blocks.why_not(Problem(conv, size, 1, np.dtype(np.float32), target, 1), part) is None:
+            return HetSpec(conv, part), size, seed
 
 
 class TestHet:
-    @pytest.mark.parametrize("seed", range(30))
-    def test_random(self, seed: int) -> None:
-        self.check(seed)
+    @on_host(30)
+    def test_random(self, seeds: range) -> None:
+        check_each(seeds, random_het, self.check)
 
     @pytest.mark.long
-    @pytest.mark.parametrize("start", range(1000, 4000, 100))
-    def test_more(self, start: int) -> None:
-        for seed in range(start, start + 100):
-            self.check(seed)
-        functional.forget()
+    @full_run_on_host
+    def test_many_random(self, seeds: range) -> None:
+        check_each(seeds, random_het, self.check)
 
-    def check(self, seed: int) -> None:
-        pick = random.Random(seed)
-        found = random_het(pick)
-        while found is None:
-            found = random_het(pick)
-        spec, size = found
+    def check(self, drawn: Drawn) -> None:
+        spec, size, seed = drawn
         conv, dtype = spec.conv, np.float32 if seed % 3 else np.float64
         x, weight = normal(seed, 2, conv.in_channels, *size, dtype=dtype), normal(1, *spec.weight_shape, dtype=dtype)
         bias = normal(2, conv.out_channels, dtype=dtype) if conv.bias else None
@@ -86,24 +107,25 @@ class TestHet:
         close(cw.het_conv(x, weight, bias, **options), expected, dtype)
         close(cw.het_conv(x[1], weight, bias, **options), expected[1], dtype)
 
-    def test_between_guard_pages(self) -> None:
-        for name in NAMES:
-            if not runs_here(name):
-                continue
-            for seed in range(12):
-                found = random_het(random.Random(seed))
-                if found is None:
-                    continue
-                spec, size = found
-                x, weight = normal(seed, 1, spec.conv.in_channels, *size), normal(1, *spec.weight_shape)
-                bias = normal(2, spec.conv.out_channels)
-                spec = HetSpec(replace(spec.conv, bias=True), spec.part)
-                node = Node("HetConvolution", ["x", "w", "b"], ["y"], {"spec": spec}, domain=INTERNAL)
-                graph = graph_of([node], {"x": x}, ["y"], {"w": weight, "b": bias})
-                plan = planned(graph, target_named(name), 1 + seed % 2)
-                expected = reference.het_conv(x, weight, bias, spec)
-                for at_end in (True, False):
-                    close(plan.run({"x": x}, at_end=at_end)["y"], expected, np.float32)
+    @on_targets(12)
+    def test_between_guard_pages(self, target: Target, seeds: range) -> None:
+        check_each(seeds, random_het, lambda drawn: self.check_plan(drawn, target))
+
+    @pytest.mark.long
+    @on_targets(OTHERS, first=FIRST)
+    def test_many_between_guard_pages(self, target: Target, seeds: range) -> None:
+        check_each(seeds, random_het, lambda drawn: self.check_plan(drawn, target))
+
+    def check_plan(self, drawn: Drawn, target: Target) -> None:
+        spec, size, seed = drawn
+        x, weight = normal(seed, 1, spec.conv.in_channels, *size), normal(1, *spec.weight_shape)
+        bias = normal(2, spec.conv.out_channels)
+        spec = HetSpec(replace(spec.conv, bias=True), spec.part)
+        node = Node("HetConvolution", ["x", "w", "b"], ["y"], {"spec": spec}, domain=INTERNAL)
+        plan = planned(graph_of([node], {"x": x}, ["y"], {"w": weight, "b": bias}), target, 1 + seed % 2)
+        expected = reference.het_conv(x, weight, bias, spec)
+        for at_end in (True, False):
+            close(plan.run({"x": x}, at_end=at_end)["y"], expected, np.float32)
 
     def test_weights_that_are_not_read_do_not_count(self) -> None:
         x, weight = normal(0, 1, 4, 5, 5), normal(1, 4, 4, 3, 3)
@@ -142,25 +164,39 @@ class TestHet:
         ]
         for seed, (part, own_in, own_out, batch, options) in enumerate(cases):
             spec = HetSpec(ConvSpec(part * own_in * v, part * own_out * v, (3, 3), **options), part)
-            conv = spec.conv
-            x, weight = normal(seed, batch, conv.in_channels, 9, 2 * v + 5), normal(1, *spec.weight_shape)
-            bias = normal(2, conv.out_channels) if conv.bias else None
-            constants = {"w": weight} | ({} if bias is None else {"b": bias})
-            expected = reference.het_conv(x, weight, bias, spec)
-            before = Node("Abs", ["x"], ["a"])
-            het = Node("HetConvolution", ["x", *constants], ["y"], {"spec": spec}, domain=INTERNAL)
-            inside = Node("HetConvolution", ["a", *constants], ["h"], {"spec": spec}, domain=INTERNAL)
-            nodes = [inside, Node("Relu", ["h"], ["r"]), Node("MaxPool", ["r"], ["y"], {"kernel_shape": (1, 1)})]
-            within = np.maximum(reference.het_conv(np.abs(x), weight, bias, spec), 0)
-            largest = np.abs(expected).max()
-            for network, wanted in (([het], expected), ([before, *nodes], within)):
-                graph = graph_of(network, {"x": x}, ["y"], constants)
-                with patch.object(lowering, "estimates", lambda *_: {"blocks": 0.0}):
-                    plan = planned(graph, target, 1 + seed % 2, numerics="default")
-                assert plan.tiles(winograd)
-                for at_end in (True, False):
-                    result = plan.run({"x": x}, at_end=at_end)["y"]
-                    assert np.abs(result - wanted).max() <= 1e-5 * largest, (seed, len(network))
+            self.check_residues((spec, (9, 2 * v + 5), seed), target, batch)
+
+    @pytest.mark.long
+    @on_targets(500, 250, FIRST)
+    def test_many_random_by_residue(self, target: Target, seeds: range) -> None:
+        check_each(
+            seeds,
+            lambda seed: random_residues(seed, target),
+            lambda drawn: self.check_residues(drawn, target, 1 + drawn[-1] % 2),
+        )
+
+    def check_residues(self, drawn: Drawn, target: Target, batch: int) -> None:
+        spec, size, seed = drawn
+        conv = spec.conv
+        x, weight = normal(seed, batch, conv.in_channels, *size), normal(1, *spec.weight_shape)
+        bias = normal(2, conv.out_channels) if conv.bias else None
+        constants = {"w": weight} | ({} if bias is None else {"b": bias})
+        expected = reference.het_conv(x, weight, bias, spec)
+        before = Node("Abs", ["x"], ["a"])
+        het = Node("HetConvolution", ["x", *constants], ["y"], {"spec": spec}, domain=INTERNAL)
+        inside = Node("HetConvolution", ["a", *constants], ["h"], {"spec": spec}, domain=INTERNAL)
+        pool = Node("MaxPool", ["r"], ["y"], {"kernel_shape": (1,) * spec.rank})
+        nodes = [before, inside, Node("Relu", ["h"], ["r"]), pool]
+        within = np.maximum(reference.het_conv(np.abs(x), weight, bias, spec), 0)
+        largest = np.abs(expected).max()
+        for network, wanted in (([het], expected), (nodes, within)):
+            graph = graph_of(network, {"x": x}, ["y"], constants)
+            with patch.object(lowering, "estimates", lambda *_: {"blocks": 0.0}):
+                plan = planned(graph, target, 1 + seed % 2, numerics="default")
+            assert plan.tiles(winograd)
+            for at_end in (True, False):
+                result = plan.run({"x": x}, at_end=at_end)["y"]
+                assert np.abs(result - wanted).max() <= 1e-5 * largest, len(network)
 
     @each_target
     def test_larger_tiles_where_errors_allow(self, target: Target) -> None:
@@ -223,53 +259,65 @@ class TestHet:
 
 
 class TestMix:
-    @pytest.mark.parametrize("seed", range(30))
-    def test_random(self, seed: int) -> None:
-        self.check(seed)
+    @on_host(30)
+    def test_random(self, seeds: range) -> None:
+        check_each(seeds, self.draw, self.check)
 
     @pytest.mark.long
-    @pytest.mark.parametrize("start", range(1000, 4000, 100))
-    def test_more(self, start: int) -> None:
-        for seed in range(start, start + 100):
-            self.check(seed)
-        functional.forget()
+    @full_run_on_host
+    def test_many_random(self, seeds: range) -> None:
+        check_each(seeds, self.draw, self.check)
 
-    def check(self, seed: int) -> None:
+    def draw(self, seed: int) -> tuple[MixSpec, tuple[int, ...], int]:
+        """With the size of the input, and the seed."""
         pick = random.Random(seed)
         rank, padding = pick.choice([1, 2, 2, 3]), pick.choice(["same", "same_lower", "half"])
         kernels = pick.choice([(1,), (3, 5), (3, 5, 7), (1, 3, 9)] if padding == "half" else [(2,), (3, 4), (1, 2, 5)])
         spec = MixSpec(
-            pick.choice([4, 5, 8, 16, 17, 40]), kernels, rank=rank, split=pick.choice(["equal", "exponential"]),
+            pick.choice([3, 4, 5, 8, 16, 17, 40]), kernels, rank=rank, split=pick.choice(["equal", "exponential"]),
             stride=pick.choice([1, 1, 2, 3]), dilation=pick.choice([1, 1, 2]), padding=padding,
             bias=pick.random() < 0.5,
         )  # fmt: skip
         size = tuple(pick.choice([1, 4, 5, 9, 16, 17, 33]) if rank < 3 else pick.randint(1, 9) for _ in range(rank))
+        return spec, size, seed
+
+    def check(self, drawn: tuple[MixSpec, tuple[int, ...], int]) -> None:
+        spec, size, seed = drawn
         dtype = np.float32 if seed % 3 else np.float64
-        x = normal(seed, pick.choice([1, 2, 3]), spec.channels, *size, dtype=dtype)
+        x = normal(seed, 1 + seed % 3, spec.channels, *size, dtype=dtype)
         weights = [normal(at, *part.weight_shape, dtype=dtype) for at, part in enumerate(spec.parts)]
         bias = normal(9, spec.channels, dtype=dtype) if spec.bias else None
-        options: dict[str, Any] = {"stride": spec.stride, "dilation": spec.dilation, "padding": padding}
+        options: dict[str, Any] = {"stride": spec.stride, "dilation": spec.dilation, "padding": spec.padding}
         expected = reference.mix_conv(x, weights, bias, spec)
         close(cw.mix_conv(x, weights, bias, **options, threads=1 + seed % 3), expected, dtype)
         close(cw.mix_conv(x[0], weights, bias, **options), expected[0], dtype)
 
-    def graph(self, batch: int) -> tuple[Graph, Array, Array]:
-        """A convolution of three parts with its input and what it should give."""
-        spec = MixSpec(20, (3, 5, 7))
-        x, weights = normal(0, batch, 20, 17, 9), [normal(at, *p.weight_shape) for at, p in enumerate(spec.parts)]
-        biases = np.split(normal(9, 20), np.cumsum(spec.part_channels)[:-1])
-        names = ["w0", "w1", "w2", "b0", "b1", "b2"]
+    @on_targets(12)
+    def test_between_guard_pages(self, target: Target, seeds: range) -> None:
+        check_each(seeds, self.draw, lambda drawn: self.check_plan(drawn, target))
+
+    @pytest.mark.long
+    @on_targets(OTHERS, first=FIRST)
+    def test_many_between_guard_pages(self, target: Target, seeds: range) -> None:
+        check_each(seeds, self.draw, lambda drawn: self.check_plan(drawn, target))
+
+    def check_plan(self, drawn: tuple[MixSpec, tuple[int, ...], int], target: Target) -> None:
+        spec, size, seed = drawn
+        graph, x, expected = self.graph(spec, size, 1 + seed % 2)
+        result = planned(graph, target, 1 + seed % 3).run({"x": x}, at_end=seed % 4 < 2)["y"]
+        close(result, expected, np.float32)
+
+    def graph(self, spec: MixSpec, size: tuple[int, ...], batch: int) -> tuple[Graph, Array, Array]:
+        """A convolution with its input and what it should give."""
+        x, weights = (
+            normal(0, batch, spec.channels, *size),
+            [normal(at, *p.weight_shape) for at, p in enumerate(spec.parts)],
+        )
+        biases = np.split(normal(9, spec.channels), np.cumsum(spec.part_channels)[:-1])
+        names = [f"{letter}{at}" for letter in "wb" for at in range(len(weights))]
         node = Node("MixConvolution", ["x", *names], ["y"], {"parts": spec.parts}, domain=INTERNAL)
         graph = graph_of([node], {"x": x}, ["y"], dict(zip(names, [*weights, *biases], strict=True)))
-        return graph, x, reference.mix_conv(x, weights, np.concatenate(biases), spec)
-
-    @pytest.mark.parametrize("batch", [1, 2])
-    @each_target
-    def test_between_guard_pages(self, target: Target, batch: int) -> None:
-        graph, x, expected = self.graph(batch)
-        for threads in (1, 2):
-            for at_end in (True, False):
-                close(planned(graph, target, threads).run({"x": x}, at_end=at_end)["y"], expected, np.float32)
+        return graph, x, reference.mix_conv(x, weights, np.concatenate(biases), replace(spec, bias=True))
 
     @pytest.mark.parametrize("rank", [1, 2, 3])
     @each_target
@@ -292,7 +340,7 @@ class TestMix:
 
     def test_is_one_pass(self) -> None:
         """No step waits for the one before."""
-        graph, _, _ = self.graph(2)
+        graph, _, _ = self.graph(MixSpec(20, (3, 5, 7)), (17, 9), 2)
         program = Model(graph, 2, "default")._program(((2, 20, 17, 9),))
         assert program.table[:, STEP_COLUMNS - 1].tolist() == [0, 0, 0]
 

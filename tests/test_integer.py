@@ -24,21 +24,18 @@ from tests.guard import guarded_bytes
 from tests.integers import SPECS, Case, Ints, on_each_target, random_case, targets_here
 from tests.kernels import call
 from tests.plans import Arrays, graph_of, planned
+from tests.sweeps import FIRST, HOST, OTHERS, check_each, on_targets
 
 
-@on_each_target
-@pytest.mark.parametrize("start", range(0, 10, 5))
-def test_random_convolutions(target: Target, start: int) -> None:
-    for seed in range(start, start + 5):
-        random_case(seed, target).check(target)
+@on_targets(10, targets=on_each_target)
+def test_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
 
 
 @pytest.mark.long
-@on_each_target
-@pytest.mark.parametrize("start", range(1000, 2000, 100))
-def test_many_random_convolutions(target: Target, start: int) -> None:
-    for seed in range(start, start + 100):
-        random_case(seed, target).check(target)
+@on_targets(HOST, OTHERS, FIRST, targets=on_each_target)
+def test_many_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
 
 
 FAMILIES = pytest.mark.parametrize("family", ["channels", "planes"])

@@ -14,8 +14,8 @@ from convwright.model.lower import subpixel
 from convwright.model.lower import transposed as lowering
 from convwright.model.problem import Problem
 from convwright.spec import ConvSpec
-from tests.kernels import each_target
 from tests.plans import graph_of, planned
+from tests.sweeps import FIRST, OTHERS, check_each, on_targets
 
 BOUND = 8e-6  # of the largest value: tests/test_winograd.py
 
@@ -41,7 +41,12 @@ def check(spec: ConvSpec, size: tuple[int, ...], target: Target, *, batch: int =
     np.testing.assert_allclose(y, expected, rtol=0, atol=BOUND * (1 + np.abs(expected).max()), err_msg=str(spec))
 
 
-def random_spec(rng: np.random.Generator, target: Target) -> tuple[ConvSpec, tuple[int, ...]]:
+Drawn = tuple[ConvSpec, tuple[int, ...], int]  # with its seed
+
+
+def random_spec(seed: int, target: Target) -> Drawn:
+    """A convolution whose phases Winograd can compute, and an input size."""
+    rng = np.random.default_rng(seed)
     v = target.vector
     while True:
         rank = int(rng.integers(1, 3))
@@ -51,7 +56,7 @@ def random_spec(rng: np.random.Generator, target: Target) -> tuple[ConvSpec, tup
         own = [int(rng.choice([1, 3, v - 1, v, v + 1, 2 * v])) for _ in range(2)]
         if rng.random() < 0.2:
             groups, own = 2, [2 * v, 4 * v]
-        padding = [tuple(int(n) for n in rng.integers(0, 3, 2)) for _ in range(rank)]
+        padding = rng.integers(0, 1 if rng.random() < 0.3 else 3, (rank, 2)).tolist()
         extra = [int(rng.integers(0, step)) for step in stride]
         spec = ConvSpec(
             own[0], own[1], kernel, groups=groups, stride=stride, padding=padding, output_padding=extra,
@@ -64,21 +69,13 @@ def random_spec(rng: np.random.Generator, target: Target) -> tuple[ConvSpec, tup
             continue
         p = Problem(spec, size, 1, np.dtype(np.float32), target, 2, algorithm="winograd-transposed")
         if lowering.ROW.why_not(p) is None:
-            return spec, size
+            return spec, size, seed
 
 
-@each_target
-def test_random_transposed_convolutions(target: Target) -> None:
-    rng = np.random.default_rng(0)
-    for seed in range(25):
-        spec, size = random_spec(rng, target)
-        check(spec, size, target, batch=1 + seed % 2, threads=1 + seed % 3, seed=seed, at_end=seed % 4 < 2)
-
-
-@each_target
-def test_phases_as_channels(target: Target) -> None:
-    rng = np.random.default_rng(1)
-    for seed in range(20):
+def random_few(seed: int, target: Target) -> Drawn:
+    """A convolution to fewer output channels than fill a vector, and an input size."""
+    rng = np.random.default_rng(seed)
+    while True:
         rank = int(rng.integers(1, 3))
         stride = [int(rng.integers(1, 5)) for _ in range(rank - 1)] + [int(rng.integers(2, 5))]
         kernel = [int(rng.integers(1, 10)) for _ in range(rank)]
@@ -89,7 +86,36 @@ def test_phases_as_channels(target: Target) -> None:
             padding=padding, transposed=True, flip=bool(rng.random() < 0.2), bias=bool(rng.random() < 0.7),
         )  # fmt: skip
         if subpixel.ROW.why_not(Problem(spec, size, 1, np.dtype(np.float32), target, 2)) is None:
-            check(spec, size, target, batch=1 + seed % 2, threads=1 + seed % 3, seed=seed, variant="subpixel")
+            return spec, size, seed
+
+
+def check_random(drawn: Drawn, target: Target, variant: str = "transposed") -> None:
+    spec, size, seed = drawn
+    check(
+        spec, size, target, batch=1 + seed % 2, threads=1 + seed % 3, seed=seed, at_end=seed % 4 < 2, variant=variant
+    )  # fmt: skip
+
+
+@on_targets(25)
+def test_random_transposed_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_spec(seed, target), lambda drawn: check_random(drawn, target))
+
+
+@on_targets(15)
+def test_phases_as_channels(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_few(seed, target), lambda drawn: check_random(drawn, target, "subpixel"))
+
+
+@pytest.mark.long
+@on_targets(OTHERS, first=FIRST)
+def test_many_random_transposed_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_spec(seed, target), lambda drawn: check_random(drawn, target))
+
+
+@pytest.mark.long
+@on_targets(OTHERS, first=FIRST)
+def test_many_phases_as_channels(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_few(seed, target), lambda drawn: check_random(drawn, target, "subpixel"))
 
 
 def test_few_channels_of_many_phases_are_computed_together() -> None:
@@ -99,16 +125,6 @@ def test_few_channels_of_many_phases_are_computed_together() -> None:
     assert form.problem.spec.out_channels == 27
     assert form.problem.spec.kernel == (4, 4)
     assert subpixel.ROW.multiplications(p) < spec.macs((64, 64)) * 0.8
-
-
-@pytest.mark.long
-@each_target
-@pytest.mark.parametrize("seed", range(10))
-def test_many_random_transposed_convolutions(target: Target, seed: int) -> None:
-    rng = np.random.default_rng(100 + seed)
-    for number in range(100):
-        spec, size = random_spec(rng, target)
-        check(spec, size, target, batch=1 + number % 2, threads=1 + number % 3, seed=number)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from convwright.spec import ConvSpec
 from tests.convolutions import RESIDUAL, STEEPEST, Case, Random, compare, random_epilogue
 from tests.kernels import each_target
 from tests.plans import Planned, graph_of, planned
+from tests.sweeps import check_each, full_run_on_targets, on_targets
 
 F4 = (4, 3)
 PLACES = 36
@@ -113,39 +114,48 @@ PADDINGS: list[Any] = [0, 1, 1, 1, 2, ((0, 1), (2, 0)), ((2, 1), (0, 0)), ((1, 0
 
 
 def random_case(seed: int, target: Target) -> Case:
-    """Half of the cases are F(4 x 4, 3 x 3), the others any kernel that is not one pixel, stride and dilation."""
+    """A third of the cases are F(4 x 4, 3 x 3), the others any kernel that is not one pixel, stride and dilation, of
+    one to three axes, some in groups that fill vectors."""
     rng = np.random.default_rng(seed)
     v = target.vector
     channels, out_channels = (int(number) for number in rng.choice([1, 3, v - 1, v, v + 1, 20, 37, 2 * v + 3], 2))
+    rank = int(rng.choice([1, 2, 2, 2, 3])) if seed % 3 else 2
+    groups = 1
+    if seed % 3 and rng.random() < 0.15:
+        groups, channels, out_channels = 2, *(2 * v * int(number) for number in rng.integers(1, 3, 2))
     bias = bool(rng.random() < 0.7)
     while True:
-        m = tuple(int(number) for number in rng.integers(1, 6, 2))
-        if seed % 2:
-            padding = tuple((int(low), int(high)) for low, high in rng.integers(0, 4, (2, 2)))
+        m = tuple(int(number) for number in rng.integers(1, 6, min(rank, 2)))
+        if seed % 3:
+            padding = tuple((int(low), int(high)) for low, high in rng.integers(0, 4, (rank, 2)))
             kernel, dilation, stride = (
-                tuple(int(n) for n in rng.choice(choice, 2)) for choice in ((1, 2, 3, 5), (1, 1, 2, 3), (1, 1, 2, 3))
+                tuple(int(n) for n in rng.choice(choice, rank)) for choice in ((1, 2, 3, 5), (1, 1, 2, 3), (1, 1, 2, 3))
             )
             spec = ConvSpec(
-                channels, out_channels, kernel, stride=stride, padding=padding, dilation=dilation, bias=bias
-            )
+                channels, out_channels, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups,
+                bias=bias,
+            )  # fmt: skip
         else:
             spec = ConvSpec(channels, out_channels, (3, 3), padding=PADDINGS[rng.integers(len(PADDINGS))], bias=bias)
             m = (4, 4)
-        size = tuple(int(number) for number in rng.choice([*range(4, 18), 33], 2))
-        algorithm = f"winograd-{m[0]}x{m[1]}"
+        size = tuple(int(number) for number in rng.choice([*range(4, 18), 33] if rank < 3 else range(2, 12), rank))
+        algorithm = f"winograd-{'x'.join(map(str, m))}"
         try:
             problem = Problem(spec, size, 1, np.dtype(np.float32), target, 1, algorithm=algorithm)
             if lowering.why_not(problem) is None:
                 break
         except ConvwrightError:  # the kernel is larger than the input
             continue
+    epilogue = random_epilogue(rng)
+    if rank == 3:
+        epilogue = tuple(operation for operation in epilogue if operation != RESIDUAL)
     return Case(
         spec,
         batch=int(rng.integers(1, 4)),
         size=size,
-        epilogue=random_epilogue(rng),
+        epilogue=epilogue,
         inside=channels <= 4 or bool(rng.random() < 0.6),
-        halo=bool(rng.random() < 0.2),
+        halo=rank < 3 and bool(rng.random() < 0.2),
         threads=int(rng.integers(1, 4)),
         at_end=bool(rng.random() < 0.5),
         algorithm=algorithm,
@@ -159,21 +169,19 @@ def random_strip_bytes(case: Case, target: Target, rng: Random) -> int | None:
     return a_tile * int(rng.integers(1, 12)) if rng.random() < 0.6 else None
 
 
-@each_target
-@pytest.mark.parametrize("start", range(0, 16, 8))
-def test_random_convolutions(target: Target, start: int) -> None:
-    for seed in range(start, start + 8):
-        case = random_case(seed, target)
-        check(case, target, random_strip_bytes(case, target, np.random.default_rng(seed)))
+def check_random(case: Case, target: Target) -> None:
+    check(case, target, random_strip_bytes(case, target, np.random.default_rng(case.seed)))
+
+
+@on_targets(16)
+def test_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, target), lambda case: check_random(case, target))
 
 
 @pytest.mark.long
-@each_target
-@pytest.mark.parametrize("start", range(1000, 1300, 50))
-def test_many_random_convolutions(target: Target, start: int) -> None:
-    for seed in range(start, start + 50):
-        case = random_case(seed, target)
-        check(case, target, random_strip_bytes(case, target, np.random.default_rng(seed)))
+@full_run_on_targets
+def test_many_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, target), lambda case: check_random(case, target))
 
 
 @each_target

@@ -81,6 +81,7 @@ ROWS = (
     _row("Expand", movement.can_lower, movement.lower_expand),
     _row("DepthToSpace", movement.can_lower, movement.lower_depth_to_space),
     _row("SpaceToDepth", movement.can_lower, movement.lower_space_to_depth),
+    _row("ChannelShuffle", movement.can_lower, movement.lower_channel_shuffle),
     _row("Reshape Flatten Squeeze Unsqueeze Identity", _always, reshape.lower),
 )
 

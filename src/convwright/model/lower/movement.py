@@ -5,6 +5,8 @@ Both sides are described as NumPy views of arrays that are never filled; a view'
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from convwright.graph.shape_rules.movement import pad_widths, slice_ranges, split_sizes
@@ -116,6 +118,17 @@ def lower_space_to_depth(b: Builder, layer: Layer) -> None:
     high, wide = high // block, wide // block
     view = _ghost(x).reshape(n, channels, high, block, wide, block).transpose(0, 3, 5, 1, 2, 4)
     copy_view(b, x, y, view, _ghost(y).reshape(n, block, block, channels, high, wide))
+
+
+def lower_channel_shuffle(b: Builder, layer: Layer) -> None:
+    """Channels (G, C/G) to (C/G, G), of what channel blocks do not hold."""
+    node = layer.node
+    x = b.plain(node.inputs[0])
+    y = b.new_plain(layer.output)
+    n, channels, *size = x.shape
+    groups = node.attributes["groups"]
+    view = _ghost(x).reshape(n, groups, channels // groups, math.prod(size)).swapaxes(1, 2)
+    copy_view(b, x, y, view, _ghost(y).reshape(view.shape))
 
 
 def _ghost(value: Value) -> np.ndarray:
