@@ -177,6 +177,19 @@ def random_epilogue(rng: Random) -> Epilogue:
     return kinds[rng.integers(len(kinds))]
 
 
+def random_channels(rng: Random, v: int) -> tuple[int, int, int]:
+    """Input channels, output channels and groups."""
+    edges = [1, 2, 3, v - 1, v, v + 1, 2 * v + 3]
+    if rng.random() < 0.55:
+        return int(rng.choice(edges)), int(rng.choice(edges)), 1
+    groups = int(rng.choice([2, 3, 4, 5]))
+    own_in = int(rng.choice([1, 2, 3, v // 2, v - 1, v, v + 1]))  # 1: depthwise with a channel multiplier
+    own_out = int(rng.choice([1, 2, 3, v // 2, v - 1, v, v + 1]))
+    if own_in == own_out == 1:
+        own_out = 2
+    return groups * own_in, groups * own_out, groups
+
+
 def random_window(rng: Random, rank: int, largest: int) -> dict[str, Any]:
     """Kernel, stride, dilation and padding, different on every axis; a quarter pointwise, a quarter of one size."""
     style = rng.integers(4)

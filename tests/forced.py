@@ -95,10 +95,15 @@ def random_case(algorithm: str, seed: int, target: Target) -> Case:
                 groups * own_out,
                 kernel,
                 stride=[int(rng.choice(strides)) for _ in range(rank)],
-                padding=[tuple(int(n) for n in rng.integers(0, 5, 2)) for _ in range(rank)],
+                padding=0
+                if rng.random() < 0.3
+                else [tuple(int(n) for n in rng.integers(0, 5, 2)) for _ in range(rank)],
                 dilation=[int(rng.choice([1, 1, 1, 2, 3])) for _ in range(rank)],
                 groups=groups,
                 transposed=transposed,
+                output_padding=[int(rng.integers(0, 2)) for _ in range(rank)]
+                if transposed and rng.random() < 0.3
+                else 0,
                 padding_mode="zeros" if transposed else str(rng.choice([*PADDING_MODES, "zeros", "zeros"])),
                 flip=bool(rng.random() < 0.2),
                 bias=bool(rng.random() < 0.7),

@@ -17,27 +17,15 @@ from tests.convolutions import (
     SIZES,
     WIDER,
     Case,
-    Random,
     compare,
+    random_channels,
     random_epilogue,
     random_size,
     random_window,
 )  # fmt: skip
 from tests.kernels import each_target
 from tests.plans import graph_of, planned
-
-
-def random_channels(rng: Random, v: int) -> tuple[int, int, int]:
-    """Input channels, output channels and groups."""
-    edges = [1, 2, 3, v - 1, v, v + 1, 2 * v + 3]
-    if rng.random() < 0.55:
-        return int(rng.choice(edges)), int(rng.choice(edges)), 1
-    groups = int(rng.choice([2, 3, 4, 5]))
-    own_in = int(rng.choice([1, 2, 3, v // 2, v - 1, v, v + 1]))  # 1: depthwise with a channel multiplier
-    own_out = int(rng.choice([1, 2, 3, v // 2, v - 1, v, v + 1]))
-    if own_in == own_out == 1:
-        own_out = 2
-    return groups * own_in, groups * own_out, groups
+from tests.sweeps import check_each, full_run_on_targets, on_targets
 
 
 def random_case(seed: int, target: Target) -> Case:
@@ -61,19 +49,15 @@ def random_case(seed: int, target: Target) -> Case:
     )
 
 
-@each_target
-@pytest.mark.parametrize("start", range(0, 80, 20))
-def test_random_convolutions(target: Target, start: int) -> None:
-    for seed in range(start, start + 20):
-        random_case(seed, target).check(target)
+@on_targets(80)
+def test_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
 
 
 @pytest.mark.long
-@each_target
-@pytest.mark.parametrize("start", range(1000, 3000, 100))
-def test_many_random_convolutions(target: Target, start: int) -> None:
-    for seed in range(start, start + 100):
-        random_case(seed, target).check(target)
+@full_run_on_targets
+def test_many_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
 
 
 @each_target

@@ -17,6 +17,7 @@ from convwright.model.problem import Problem
 from convwright.spec import ConvSpec
 from tests.forced import Case, random_case
 from tests.kernels import each_target
+from tests.sweeps import FIRST, HOST, check_each, on_targets
 from tests.test_spills import share_of_spills
 
 FLOAT = np.dtype(np.float32)
@@ -26,18 +27,15 @@ def dense(channels: int, outs: int, size: tuple[int, ...], **options: Any) -> Ca
     return Case("im2col", ConvSpec(channels, outs, (3,) * len(size), padding=1), size, **options)
 
 
-@each_target
-def test_random_convolutions(target: Target) -> None:
-    for seed in range(40):
-        random_case("im2col", seed, target).check(target)
+@on_targets(40)
+def test_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case("im2col", seed, target), lambda case: case.check(target))
 
 
 @pytest.mark.long
-@each_target
-@pytest.mark.parametrize("start", range(1000, 4000, 100))
-def test_many_random_convolutions(target: Target, start: int) -> None:
-    for seed in range(start, start + 100):
-        random_case("im2col", seed, target).check(target)
+@on_targets(HOST, first=FIRST)
+def test_many_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case("im2col", seed, target), lambda case: case.check(target))
 
 
 @each_target

@@ -24,6 +24,7 @@ from tests import forced
 from tests.forced import Case
 from tests.kernels import each_target
 from tests.plans import Planned
+from tests.sweeps import FIRST, HOST, check_each, on_targets
 
 Random = np.random.Generator
 planes = partial(Case, "direct-planes")
@@ -36,18 +37,25 @@ def check(case: Case, target: Target) -> Planned:
     return plan
 
 
-@each_target
-def test_random_convolutions(target: Target) -> None:
-    for seed in range(40):
-        check(random_case(seed, target), target)
+@on_targets(40)
+def test_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, target), lambda case: check(case, target))
 
 
 @pytest.mark.long
+@on_targets(HOST, first=FIRST)
+def test_many_random_convolutions(target: Target, seeds: range) -> None:
+    check_each(seeds, lambda seed: random_case(seed, target), lambda case: check(case, target))
+
+
 @each_target
-@pytest.mark.parametrize("start", range(1000, 4000, 100))
-def test_many_random_convolutions(target: Target, start: int) -> None:
-    for seed in range(start, start + 100):
-        check(random_case(seed, target), target)
+@pytest.mark.parametrize("size", [(19,), (5, 7), (2, 3, 5)])
+def test_one_tap_of_a_transposed_convolution(target: Target, size: tuple[int, ...]) -> None:
+    """Its weights lie the other way round also where all positions are one row; output padding is no input's place."""
+    one = (1,) * len(size)
+    for channels, outs, groups in ((1, 2, 1), (2, 1, 1), (6, 9, 3)):
+        check(planes(ConvSpec(channels, outs, one, groups=groups, transposed=True), size, batch=2), target)
+    check(planes(ConvSpec(2, 3, one, dilation=2, output_padding=1, transposed=True), size), target)
 
 
 @each_target

@@ -153,11 +153,14 @@ class Form:
 
 
 def joined(p: Problem) -> Problem:
-    """The same problem over one axis where no tap lies beside another, so that all positions are one row."""
+    """The same problem over one axis where each output is made of the input in its place, so that all are one row."""
     spec = p.spec
-    if spec.rank == 1 or math.prod((*spec.kernel, *spec.stride)) > 1 or any(map(any, spec.pads(p.size))):
+    apart = math.prod((*spec.kernel, *spec.stride)) > 1 or any(map(any, (*spec.pads(p.size), spec.output_padding)))
+    if spec.rank == 1 or apart:
         return p
-    one = ConvSpec(spec.in_channels, spec.out_channels, (1,), groups=spec.groups, bias=spec.bias)
+    one = ConvSpec(
+        spec.in_channels, spec.out_channels, (1,), groups=spec.groups, bias=spec.bias, transposed=spec.transposed
+    )
     return replace(p, spec=one, size=(math.prod(p.size),))
 
 
