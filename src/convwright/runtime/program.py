@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ import numpy as np
 
 from convwright.codegen.jit import compile_many
 from convwright.codegen.target import Target, host_target
+from convwright.runtime.memory import zeroed
 from convwright.runtime.team import STEP_COLUMNS, Team, kernels_of_team
-
-_HUGE_PAGE = 2 << 20
 
 
 class Arena:
@@ -23,23 +21,18 @@ class Arena:
     def __init__(self) -> None:
         self.nbytes = 0
         self.address = 0
-        self._memory: mmap.mmap | None = None
         self._view: np.ndarray | None = None
 
     def reserve(self, nbytes: int) -> None:
         if nbytes <= self.nbytes:
             return
         self.release()
-        self._memory = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if nbytes >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self._view = np.frombuffer(self._memory, np.uint8)
+        self._view = zeroed(nbytes)
         self.nbytes, self.address = nbytes, self._view.ctypes.data
 
     def release(self) -> None:
         self.nbytes = self.address = 0
         self._view = None
-        self._memory = None
 
     def view(self, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
