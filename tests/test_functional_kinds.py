@@ -249,7 +249,7 @@ both_integer_kinds = pytest.mark.parametrize("kind", ["integer", "qlinear"])
 
 
 @both_integer_kinds
-@on_host(12)
+@on_host(6)
 def test_random_integers(kind: str, seeds: range) -> None:
     check_each(seeds, lambda seed: random_integers(kind, seed), IntegerCall.check)
 

@@ -106,11 +106,12 @@ def random_case(seed: int, target: Target) -> Case:
     if rng.random() < 0.6:
         window |= {"stride": 1, "padding": 0}
     spec = ConvSpec(groups * own_in, groups * own_out, groups=groups, **window)
+    on_blocks = rank < 3 and element == "f32" and spec.kind != "depthwise"
     divisors = [n for n in range(1, spec.out_channels + 1) if spec.out_channels % n == 0]
     return Case(
         spec,
         random_size(rng, spec, 150),
-        str(rng.choice(ALGORITHMS if rank < 3 and element == "f32" else ALGORITHMS[:-1])),
+        str(rng.choice(ALGORITHMS if on_blocks else ALGORITHMS[:-1])),
         groups=int(rng.choice(divisors)) if rng.random() < 0.2 else 0,
         batch=int(rng.integers(1, 4)),
         threads=int(rng.integers(1, 4)),
