@@ -33,7 +33,7 @@ $(VENV)/.stamp-test: pyproject.toml | $(VENV)/.stamp-pip
 	@touch $@
 
 $(VENV)/.stamp-bench: pyproject.toml | $(VENV)/.stamp-pip
-	@echo "installing convwright with the bench extras (onnxruntime, openvino, ncnn, pnnx, torch 2.13.0)"
+	@echo "installing convwright with the bench extras (onnxruntime, openvino, ncnn, MNN, torch 2.13.0, ...)"
 	@$(PIP) install -e ".[bench]"
 	@touch $@
 

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from convwright.cli.options import print_json
-from convwright.cli.race import Lost, Row, race, run_once
+from convwright.cli.race import Row, race, run_once
+from convwright.cli.workers import Lost
 from convwright.graph import Graph, Node, ValueInfo
 from convwright.graph.onnx_writer import save
 from convwright.spec import ConvSpec

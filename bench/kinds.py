@@ -47,7 +47,8 @@ from quiet import Others
 
 import convwright as cw
 from convwright.cli.options import print_json, progress_bar
-from convwright.cli.race import Entry, Lost, Row, Workers, compete
+from convwright.cli.race import Entry, Row, compete
+from convwright.cli.workers import Lost, Workers
 from convwright.errors import ConvwrightError
 from convwright.graph import Graph
 from convwright.model.lower.fallback import SlowOperatorWarning

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 import convwright as cw
-from convwright.cli.race import Entry, Row, Workers, compete
+from convwright.cli.race import Entry, Row, compete
+from convwright.cli.workers import Workers
 from convwright.runtime.machine import cores
 
 OWN = ("convwright", "convwright-map")

@@ -11,8 +11,9 @@ from onnx.reference import ReferenceEvaluator
 
 from convwright.cli import peers
 from convwright.cli.peers import PEERS, Peer
-from convwright.cli.race import Entry, Lost, Workers, compete, deviation, race, run_once
+from convwright.cli.race import Entry, compete, deviation, race, run_once
 from convwright.cli.worker import memory, settle
+from convwright.cli.workers import Lost, Workers
 from convwright.torch.evaluate import Evaluator
 
 
@@ -168,6 +169,56 @@ def test_entries_may_have_models_of_their_own(network: str, tmp_path: Path) -> N
         (row,) = compete([Entry("one", "onnxruntime", path, x)], workers, seconds=0, compare=False)
         assert row.reason is None  # a new process
         assert workers.get("one", "onnxruntime").process.pid != kept
+
+
+def test_threads_of_one_entry_and_delays_of_another(network: str) -> None:
+    x = {"x": values(1, 3, 12, 12)}
+    entries = [Entry("convwright", "onnxruntime", network, x), Entry("two", "convwright", network, x, threads=2)]
+    with Workers(1) as workers:
+        one, two = compete(entries, workers, seconds=0, turn=0.01, steady=["two"], keep=True, compare=False)
+        environments = [
+            Path(f"/proc/{workers.get(name, peer).process.pid}/environ").read_bytes().split(b"\0")
+            for name, peer in (("convwright", "onnxruntime"), ("two", "convwright"))
+        ]
+    assert (one.spread, one.runs) == (None, 0)
+    assert two.runs >= 200
+    assert two.spread is not None
+    assert two.spread >= 1
+    assert one.median_s is not None
+    assert one.p99_s is not None
+    assert one.p99_s >= one.median_s
+    assert two.resident is not None
+    assert two.resident > 0
+    assert b"OMP_NUM_THREADS=1" in environments[0]
+    assert b"OMP_NUM_THREADS=2" in environments[1]
+
+
+@pytest.mark.parametrize(("peer", "modules"), [("ncnn", ("ncnn", "pnnx")), ("mnn", ("MNN",))])
+def test_runtimes_with_formats_of_their_own(peer: str, modules: tuple[str, ...], tmp_path: Path) -> None:
+    """They open ONNX files and what they have made of one before, and say when they cannot make anything of a file."""
+    for module in modules:
+        pytest.importorskip(module)
+    path = str(tmp_path / "plain.onnx")
+    weight = numpy_helper.from_array(values(8, 3, 3, 3), "w")
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]), helper.make_node("Relu", ["a"], ["y"])],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 12, 12])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8, 12, 12])],
+        [weight],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    x = {"x": values(1, 3, 12, 12)}
+    shape = x["x"].shape
+    made = peers.ncnn_file(path, shape, tmp_path) if peer == "ncnn" else peers.mnn_file(path, tmp_path)
+    _, truth = run_once("float64", path, x, threads=1)
+    for file in path, str(made):
+        _, found = run_once(peer, file, x, threads=1)
+        assert deviation(found, truth) < 1e-5
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"not a model")
+    with pytest.raises(Lost, match="cannot convert the model"):
+        run_once(peer, str(broken), x, threads=1)
 
 
 def test_deviation_of_small_integers() -> None:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 NOTE = (
     "time: median of one inference, runtimes taking turns, a process each; ratio: its time over convwright's. "
-    "first run: from opening the file to the first answer, the runtime imported before (ncnn: with the conversion). "
-    "memory: peak of the process beyond what importing the runtime took. "
+    "first run: from opening the file to the first answer, the runtime imported before (ncnn, mnn: with "
+    "the conversion). memory: peak of the process beyond what importing the runtime took. "
     "error: largest deviation from a float64 run, over its largest absolute value."
 )
 
@@ -80,7 +80,8 @@ def bench(
     Example: convwright bench model.onnx --batch 3 --against onnxruntime
     """
     from convwright.cli.peers import PEERS
-    from convwright.cli.race import Lost, race
+    from convwright.cli.race import race
+    from convwright.cli.workers import Lost
     from convwright.runtime.machine import cores
 
     peers = list(dict.fromkeys(["convwright", *(name.strip() for name in against.split(",") if name.strip())]))

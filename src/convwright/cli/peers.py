@@ -6,6 +6,7 @@ opens one, so that no two share threads, allocators or memory figures.
 
 import pickle
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, np.ndarray]
 Runner = Callable[[Arrays], dict[str, np.ndarray]]
 Shapes = Mapping[str, tuple[int, ...]]
+# What the names of files end in that hold a model in a runtime's own format; it opens those without converting.
+NCNN_SUFFIX, MNN_SUFFIX = ".ncnn.param", ".mnn"
 
 
 class Unavailable(Exception):
@@ -56,12 +59,14 @@ class Accountable(Protocol):
 
 
 class _Convwright:
-    def __init__(self, graph: "Graph", shapes: Shapes, threads: int, tune: bool = False) -> None:
+    def __init__(
+        self, graph: "Graph", shapes: Shapes, threads: int, *, tune: bool = False, numerics: str = "default"
+    ) -> None:
         import convwright as cw
 
         for name, shape in shapes.items():
             graph.inputs[name].shape = shape
-        self.model = cw.compile(graph, threads=threads, tune=tune)
+        self.model = cw.compile(graph, threads=threads, tune=tune, numerics=numerics)
         self.names = list(graph.outputs)
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
@@ -82,6 +87,12 @@ def _convwright_tuned(path: str, shapes: Shapes, threads: int) -> Runner:
     import convwright as cw
 
     return _Convwright(cw.load(path), shapes, threads, tune=True)
+
+
+def _convwright_strict(path: str, shapes: Shapes, threads: int) -> Runner:
+    import convwright as cw
+
+    return _Convwright(cw.load(path), shapes, threads, numerics="strict")
 
 
 def _convwright_graph(path: str, shapes: Shapes, threads: int) -> Runner:
@@ -194,9 +205,9 @@ def _ncnn(path: str, shapes: Shapes, threads: int) -> Runner:
     net.opt.num_threads = threads
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     with tempfile.TemporaryDirectory() as folder:
-        parameters, weights = _ncnn_files(path, shape, Path(folder))
-        net.load_param(str(parameters))
-        net.load_model(str(weights))
+        converted = Path(path) if path.endswith(NCNN_SUFFIX) else ncnn_file(path, shape, Path(folder))
+        net.load_param(str(converted))
+        net.load_model(str(converted.with_suffix(".bin")))
     first, outputs = net.input_names()[0], list(net.output_names())
 
     def run(inputs: Arrays) -> dict[str, np.ndarray]:
@@ -207,20 +218,72 @@ def _ncnn(path: str, shapes: Shapes, threads: int) -> Runner:
     return run
 
 
-def _ncnn_files(path: str, shape: tuple[int, ...], folder: Path) -> tuple[Path, Path]:
-    """Convert to ncnn's own format with pnnx, which writes beside its input."""
+def ncnn_file(path: str, shape: tuple[int, ...], folder: Path) -> Path:
+    """Convert an ONNX file to ncnn's own format; its weights are a file beside the one that returns.
+
+    pnnx writes beside its input. Raises `Unavailable` where it cannot.
+    """
     import pnnx
 
     copy = folder / "model.onnx"
     copy.symlink_to(Path(path).resolve())
     sizes = ",".join(map(str, shape))
     command = [pnnx.EXEC_PATH, str(copy), f"inputshape=[{sizes}]f32", "fp16=0"]
+    converted = folder / f"model{NCNN_SUFFIX}"
+    _convert("pnnx", command, folder, [converted, converted.with_suffix(".bin")])
+    return converted
+
+
+def _convert(converter: str, command: Sequence[str], folder: Path, written: Sequence[Path]) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    parameters, weights = folder / "model.ncnn.param", folder / "model.ncnn.bin"
-    if done.returncode or not parameters.exists() or not weights.exists():
-        lines = done.stderr.strip().splitlines()
-        raise Unavailable(f"pnnx cannot convert the model: {lines[-1] if lines else f'exit code {done.returncode}'}")
-    return parameters, weights
+    if done.returncode or not all(file.exists() for file in written):
+        lines = done.stderr.strip().splitlines() or done.stdout.strip().splitlines()
+        what = lines[-1] if lines else f"exit code {done.returncode}"
+        raise Unavailable(f"{converter} cannot convert the model: {what}")
+
+
+def _mnn(path: str, shapes: Shapes, threads: int) -> Runner:
+    """MNN's sessions, its interface for fixed shapes."""
+    import MNN
+
+    with tempfile.TemporaryDirectory() as folder:
+        interpreter = MNN.Interpreter(str(path if path.endswith(MNN_SUFFIX) else mnn_file(path, Path(folder))))
+    # High precision is float32; "normal" may take less where the processor has it.
+    session = interpreter.createSession({"backend": "CPU", "precision": "high", "numThread": threads})
+    inputs = interpreter.getSessionInputAll(session)
+    for name, shape in shapes.items():
+        if tuple(inputs[name].getShape()) != shape:
+            interpreter.resizeTensor(inputs[name], shape)
+    interpreter.resizeSession(session)
+    outputs = interpreter.getSessionOutputAll(session)
+    layout = MNN.Tensor_DimensionType_Caffe  # rows of channels: N x C x spatial
+    given = {name: tensor.getShape() for name, tensor in outputs.items()}
+    answers = {name: np.empty(shape, np.float32) for name, shape in given.items()}
+
+    def run(arrays: Arrays) -> dict[str, np.ndarray]:
+        for name, x in arrays.items():
+            inputs[name].copyFrom(MNN.Tensor(x.shape, MNN.Halide_Type_Float, x, layout))
+        interpreter.runSession(session)
+        results = {}
+        for name, tensor in outputs.items():
+            host = MNN.Tensor(given[name], MNN.Halide_Type_Float, answers[name], layout)
+            tensor.copyToHostTensor(host)
+            results[name] = np.array(host.getNumpyData()).reshape(given[name])
+        return results
+
+    return run
+
+
+def mnn_file(path: str, folder: Path) -> Path:
+    """Convert an ONNX file to MNN's own format. Raises `Unavailable` where its converter cannot."""
+    converted = folder / f"model{MNN_SUFFIX}"
+    # The converter's own command, mnnconvert, installs a package with the first pip that it finds and reports to MNN's
+    # maker; the function behind it does neither. A process of its own, because it may end the process that calls it.
+    call = "import _tools, sys; _tools.mnnconvert(['MNNConvert', *sys.argv[1:]])"
+    files = ["--modelFile", str(Path(path).resolve()), "--MNNModel", str(converted)]
+    command = [sys.executable, "-c", call, "-f", "ONNX", *files, "--bizCode", "convwright"]
+    _convert("MNN", command, folder, [converted])
+    return converted
 
 
 def _float64(path: str, shapes: Shapes, threads: int) -> Runner:
@@ -270,16 +333,20 @@ def _reshaped(path: str, shapes: Shapes) -> bytes:
     return model.SerializeToString()
 
 
+# onnx is imported when the first file is read, and belongs to what importing takes.
+_OWN_MODULES = ("llvmlite", "onnx", "convwright.model")
 PEERS = {
-    "convwright": Peer(("llvmlite", "convwright.model"), "convwright", _convwright),
+    "convwright": Peer(_OWN_MODULES, "convwright", _convwright),
     "onnxruntime": Peer(("onnxruntime",), "onnxruntime", _onnxruntime),
     "openvino": Peer(("openvino",), "openvino", _openvino),
     "torch": Peer(("torch", "convwright.torch.evaluate"), "torch", _torch(channels_last=True)),
     "torch-nchw": Peer(("torch", "convwright.torch.evaluate"), "torch", _torch(channels_last=False)),
     "torch-int8": Peer(("torch", "onnx"), "torch", _torch_integer),
     "ncnn": Peer(("ncnn", "pnnx"), "ncnn", _ncnn),
+    "mnn": Peer(("MNN", "_tools"), "MNN", _mnn),
 }
 # Not to be asked for by name where a model comes from elsewhere: what is pickled runs.
-GRAPH = Peer(("llvmlite", "convwright.model"), "convwright", _convwright_graph)
-TUNED = Peer(("llvmlite", "convwright.model"), "convwright", _convwright_tuned)
+GRAPH = Peer(_OWN_MODULES, "convwright", _convwright_graph)
+TUNED = Peer(_OWN_MODULES, "convwright", _convwright_tuned)
+STRICT = Peer(_OWN_MODULES, "convwright", _convwright_strict)
 FLOAT64 = Peer(("onnx",), "onnx", _float64)

@@ -1,11 +1,7 @@
 """Time several runtimes in one run, a process each, in turns, so that the machine's moods strike all alike."""
 
 import contextlib
-import json
 import os
-import select
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,17 +11,23 @@ from typing import Any
 
 import numpy as np
 
+from convwright.cli.workers import Lost, WorkerProcess, Workers
+
 TURN = 0.25  # seconds a runtime has the machine to itself before the next one's turn
+STEADY_RUNS, STEADY_SECONDS = 200, 3.0  # of inferences one after another, at least
 
 
 @dataclass(slots=True)
 class Row:
     """One runtime's figures.
 
-    - `median_s`, `best_s`: of one inference.
+    - `median_s`, `best_s`, `p99_s`: of one inference; the last is the 99th percentile.
     - `ratio`: this runtime's time over convwright's, the median over the rounds of what a round's two medians give.
     - `first_s`: from opening the file to the first answer, the runtime imported before.
+    - `spread`: the 99th percentile of an inference's time over the median, of `runs` one after another; None where they
+      were not asked for.
     - `peak`, `beyond`: bytes, of the process at its peak, and what of it came after the runtime was imported.
+    - `resident`: bytes that the process holds between inferences, beyond what it held when the runtime was imported.
     - `account`: bytes by what they are for, as the runtime itself says, where it says anything.
     - `error`: largest deviation from the float64 run, over that run's largest absolute value.
     - `busy`: the largest share of a core that its threads still used when it was another's turn.
@@ -36,11 +38,15 @@ class Row:
     version: str = ""
     median_s: float | None = None
     best_s: float | None = None
+    p99_s: float | None = None
     ratio: float | None = None
     first_s: float | None = None
     import_s: float | None = None
+    spread: float | None = None
+    runs: int = 0
     peak: int | None = None
     beyond: int | None = None
+    resident: int | None = None
     account: dict[str, int] = field(default_factory=dict)
     error: float | None = None
     busy: float = 0.0
@@ -54,70 +60,17 @@ class Row:
         return figures
 
 
-class Lost(Exception):
-    """A worker that cannot go on, and why."""
-
-
-class _Worker:
-    """The parent's end of a worker process."""
-
-    def __init__(self, peer: str, log: Path, environment: Mapping[str, str]) -> None:
-        self.log = log
-        with open(log, "wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "convwright.cli.worker", peer],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                text=True,
-                env={**os.environ, **environment},
-            )
-
-    def ask(self, patience: float | None = None, **request: Any) -> dict[str, Any]:
-        """The answer to a request. One that takes more than `patience` seconds costs the process its life."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-            # Answers are one line each, so that none can be waiting in the buffer, which select does not see.
-            if patience is not None and not select.select([self.process.stdout], [], [], patience)[0]:
-                self.process.kill()
-                raise Lost(f"no answer within {patience:g} s")
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise Lost(f"its process ended with code {self.process.wait()}" + "".join(f": {text}" for text in last))
-        answer: dict[str, Any] = json.loads(line)
-        for key in "unavailable", "failed":
-            if key in answer:
-                raise Lost(answer[key])
-        return answer
-
-    def close(self) -> None:
-        for pipe in self.process.stdin, self.process.stdout:
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """Who takes part in a race.
 
     - `name`: of its row and of its process.
-    - `peer`: a name from `convwright.cli.peers`; or "tuned", convwright with `tune=True`; or "graph", with a pickled
-      `Graph`.
+    - `peer`: a name from `convwright.cli.peers`; or "tuned" or "strict", convwright with `tune=True` or
+      `numerics="strict"`; or "graph", with a pickled `Graph`.
     - `path`: the model's file.
     - `inputs`: what it is fed; their shapes override the model's.
     - `truth`: the ONNX file to compare with in float64, the same model as `path`, which may have another form.
+    - `threads`: where it takes another number than the rest.
     """
 
     name: str
@@ -125,39 +78,7 @@ class Entry:
     path: str
     inputs: Mapping[str, np.ndarray]
     truth: str | None = None
-
-
-class Workers(contextlib.AbstractContextManager["Workers"]):
-    """Processes that may be kept from race to race, so that many short races import each runtime once.
-
-    - `threads`: of each runtime.
-    - `environment`: variables for the processes.
-    """
-
-    def __init__(self, threads: int, environment: Mapping[str, str] | None = None) -> None:
-        self.threads = threads
-        self._environment = {"OMP_NUM_THREADS": str(threads), **(environment or {})}
-        self._stack = contextlib.ExitStack()
-        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="convwright-bench-")))
-        self._workers: dict[str, _Worker] = {}
-
-    def get(self, name: str, peer: str) -> _Worker:
-        """The process of this name, which holds the runtime `peer`; a new one where the last has ended."""
-        worker = self._workers.get(name)
-        if worker is None or worker.process.poll() is not None:
-            self.drop(name)
-            worker = self._workers[name] = _Worker(peer, self.folder / f"{name}.log", self._environment)
-        return worker
-
-    def drop(self, name: str) -> None:
-        """End the process of this name, if there is one."""
-        if name in self._workers:
-            self._workers.pop(name).close()
-
-    def __exit__(self, *details: object) -> None:
-        for name in list(self._workers):
-            self.drop(name)
-        self._stack.close()
+    threads: int | None = None
 
 
 def race(
@@ -200,6 +121,7 @@ def compete(
     compare: bool = True,
     keep: bool = False,
     patience: float | None = None,
+    steady: Sequence[str] = (),
     report: Callable[[str, float], None] = lambda what, share: None,
 ) -> list[Row]:
     """What `race` does, for entries that may differ in their models: a row each.
@@ -208,20 +130,23 @@ def compete(
     - `required`: names of entries, as in `race`.
     - `keep`: whether the processes stay for the next race; memory figures then are of all their models together.
     - `patience`: seconds that an entry may take to open its model and run it once; one that takes longer is lost.
+    - `steady`: names of entries that, after the rounds, run so many inferences one after another that rare delays show.
 
     Each entry is compared with its own model in float64; entries of equal models are fed the same inputs.
     """
     rows = {entry.name: Row(entry.name) for entry in entries}
     with contextlib.ExitStack() as stack:
         folders = {name: Path(stack.enter_context(tempfile.TemporaryDirectory(dir=workers.folder))) for name in rows}
-        openings = {e.name: _opening(e.path, e.inputs, folders[e.name], workers.threads) for e in entries}
+        openings = {e.name: _opening(e.path, e.inputs, folders[e.name], e.threads or workers.threads) for e in entries}
         running = _opened(entries, rows, openings, workers, required, patience, report)
         _rounds(rows, running, seconds, turn, report)
+        _in_a_row(rows, {name: worker for name, worker in running.items() if name in steady}, report)
         for name, worker in running.items():
             with _recorded(rows[name]):
                 row = rows[name]
                 answer = worker.ask(do="finish", outputs=str(folders[name] / "outputs.npz"))
                 row.peak, row.account = answer["peak"], answer["account"]
+                row.resident = answer["resident"] - (row.beyond or 0)
                 row.beyond = answer["peak"] - (row.beyond or 0)
             if not keep:
                 workers.drop(name)
@@ -243,12 +168,12 @@ def _opened(
     required: Sequence[str],
     patience: float | None,
     report: Callable[[str, float], None],
-) -> dict[str, _Worker]:
+) -> dict[str, WorkerProcess]:
     """The processes of those entries that have run their model once."""
-    running: dict[str, _Worker] = {}
+    running: dict[str, WorkerProcess] = {}
     for entry in entries:
         row = rows[entry.name]
-        worker = workers.get(entry.name, entry.peer)
+        worker = workers.get(entry.name, entry.peer, entry.threads)
         report(f"first run: {entry.name}", 0.0)
         with _recorded(row):
             answer = worker.ask(patience, **openings[entry.name])
@@ -270,7 +195,7 @@ def _recorded(row: Row) -> Iterator[None]:
 
 def _rounds(
     rows: Mapping[str, Row],
-    workers: dict[str, _Worker],
+    workers: dict[str, WorkerProcess],
     seconds: float,
     turn: float,
     report: Callable[[str, float], None],
@@ -296,6 +221,21 @@ def _rounds(
                 row.turns.append(answer["seconds"])
                 row.busy = max(row.busy, answer["busy"])
         order = order[1:] + order[:1]
+
+
+def _in_a_row(
+    rows: Mapping[str, Row], workers: Mapping[str, WorkerProcess], report: Callable[[str, float], None]
+) -> None:
+    """How far the slowest hundredth of the inferences of each lies from its median."""
+    for name, worker in workers.items():
+        row = rows[name]
+        if row.reason is None and row.turns:
+            report(f"timing {name} in a row", 1.0)
+            with _recorded(row):
+                once = median(row.turns[-1])
+                count = max(STEADY_RUNS, min(10 * STEADY_RUNS, round(STEADY_SECONDS / once)))
+                times = worker.ask(do="time", count=count)["seconds"]
+                row.spread, row.runs = float(np.quantile(times, 0.99)) / median(times), count
 
 
 def _compare(
@@ -330,7 +270,7 @@ def run_once(
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Open the model in a process of its own and run it: what the worker measured, and the outputs.
 
-    `peer` is a name from `convwright.cli.peers`, or "float64". Raises `Lost` where it cannot.
+    `peer` is a name from `convwright.cli.peers`, "strict" or "float64". Raises `Lost` where it cannot.
     """
     with Workers(threads, environment) as workers:
         worker = workers.get(peer, peer)
@@ -386,7 +326,7 @@ def _summarise(rows: Mapping[str, Row]) -> None:
     for row in rows.values():
         if row.turns and row.reason is None:
             times = [second for turn in row.turns for second in turn]
-            row.median_s, row.best_s = median(times), min(times)
+            row.median_s, row.best_s, row.p99_s = median(times), min(times), float(np.quantile(times, 0.99))
             if own is not None and own.turns:
                 pairs = zip(row.turns, own.turns, strict=False)
                 row.ratio = median(median(theirs) / median(ours) for theirs, ours in pairs)

@@ -98,7 +98,7 @@ def _openvino_streams(path: str, shapes: Shapes, threads: int) -> Runner:
 
 
 STREAMS = {
-    "convwright-map": Peer(("llvmlite", "convwright.model"), "convwright", _convwright_map),
+    "convwright-map": Peer(("llvmlite", "onnx", "convwright.model"), "convwright", _convwright_map),
     "onnxruntime-threads": Peer(("onnxruntime",), "onnxruntime", _onnxruntime_threads),
     "openvino-streams": Peer(("openvino",), "openvino", _openvino_streams),
 }

@@ -14,7 +14,18 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from convwright.cli.peers import FLOAT64, GRAPH, PEERS, TUNED, Accountable, Arrays, Peer, Runner, Unavailable
+from convwright.cli.peers import (
+    FLOAT64,
+    GRAPH,
+    PEERS,
+    STRICT,
+    TUNED,
+    Accountable,
+    Arrays,
+    Peer,
+    Runner,
+    Unavailable,
+)
 from convwright.cli.streams import STREAMS
 
 
@@ -126,11 +137,8 @@ def start() -> None:
     """Serve standard input; what a runtime prints must not mix with the answers, so it goes to standard error."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
-        serve(
-            Worker({**PEERS, **STREAMS, "float64": FLOAT64, "graph": GRAPH, "tuned": TUNED}[sys.argv[1]]),
-            sys.stdin,
-            answers,
-        )
+        unlisted = {"float64": FLOAT64, "graph": GRAPH, "strict": STRICT, "tuned": TUNED}
+        serve(Worker({**PEERS, **STREAMS, **unlisted}[sys.argv[1]]), sys.stdin, answers)
 
 
 if __name__ == "__main__":
