@@ -1,104 +1,180 @@
 #!/usr/bin/env python3
-"""Measure a folder of exported networks and write docs/performance.md.
+"""Measure a folder of exported networks beside other runtimes, and write docs/performance.md.
 
-    python bench/networks.py FOLDER [NAME ...] [--only speed,first,memory,accuracy] [--json] [--no-write]
+    python bench/networks.py FOLDER [NAME ...] [--only PART,...] [--threads 1,2] [--seconds 12] [--json FILE] [--write]
+    python bench/networks.py --join FILE ... [--throughput FILE] [--write]
 
-FOLDER is what bench/export_networks.py wrote. For each network NAME.onnx:
+FOLDER is what bench/export_networks.py wrote. For each network NAME.onnx, the parts:
 
-- speed: one inference at the shape that the file fixes, interleaved with the other runtimes, a process each;
-- first: from importing the package to the first answer in a fresh process, with an empty cache of compiled kernels and
-  with a full one, and what the seconds went into;
-- memory: what the model takes beyond its weights, against the least that the lifetimes of its values allow;
-- accuracy: deviation from a float64 run at batch 1, at batch 3, and at another, odd size.
+- speed: one inference at the shape that the file fixes, beside the other runtimes, a process each, in turns, so that
+  one computes at a time; a race for each number of threads, of `--seconds` and what opening the model in six runtimes
+  takes, 10 to 40 s. With it, how much memory each took, how exact each was, and how far convwright's slowest
+  inferences lie from the median;
+- scaling: convwright alone on 1 to all threads, in turns;
+- first: compiling, and the way from importing the package to the first answer in a fresh process, with an empty cache
+  of compiled kernels and with a full one;
+- accuracy: deviation from a float64 run at batch 1, at batch 3, and at another, odd size, for default and for strict
+  numerics.
 
 A network that holds fixed sizes needs a file of its own for another shape, NAME-3x3x224x224.onnx; it is used if there,
 and exported for the occasion where torch, torchvision and timm are installed.
-With names or --only the tables are printed and not written.
+
+--json writes what was measured after every network; --join takes such files in place of measuring, a later file's
+figures before an earlier one's, so that parts, networks and numbers of threads can be measured apart. --throughput adds
+what bench/throughput.py --json wrote. --write writes the page and its chart, which needs matplotlib.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from network_page import page
+from network_results import OURS, Race, Result, joined, written
+from quiet import Others
 
 import convwright as cw
-from convwright.cli.race import Lost, Row, deviation, race, run_once
-from convwright.runtime.machine import describe
+from convwright.cli.peers import PEERS, Unavailable, mnn_file, ncnn_file
+from convwright.cli.race import Entry, Row, compete, deviation, run_once
+from convwright.cli.workers import Lost, Workers
+from convwright.runtime.machine import cores, describe
 
-PARTS = ("speed", "first", "memory", "accuracy")
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
-BOUNDS = {"ratio": 1.25, "error": 1e-5, "memory": 1.2, "warm": 0.25}
-COLD_BOUNDS = {"resnet50": 3.0, "mobilenet_v1": 1.5}
+PARTS = ("speed", "scaling", "first", "accuracy")
+AGAINST = ("onnxruntime", "openvino", "torch", "ncnn", "mnn")
 HERE = Path(__file__).resolve().parent
-WARM_STARTS = 3  # the one of median rest counts
+PAGE = HERE.parent / "docs" / "performance.md"
+SECONDS = 12.0  # of a race
+STARTS = 3  # of a process, cold and warm; the one whose compile took the median counts
+NUMERICS = {"default": OURS, "strict": "strict"}  # the runtimes that they go by in a race
 
 
-@dataclass(slots=True)
-class Result:
-    """What was measured of one network; times in seconds, memory in bytes.
+# -- measuring ---------------------------------------------------------------------------------------------------------
 
-    - `rows`: a row a runtime, convwright's first.
-    - `cold`, `warm`: the first answer with an empty and with a full cache: total, import, read, pack, rest.
-    - `memory`: the model's own account (weights, arena, liveness_bound), and `peak` and `resident` of the process
-      beyond what it held when the runtime had been imported.
-    - `errors`: by input shape, the deviation from float64, or why there is none.
+
+def measure(
+    path: Path, peers: Sequence[str], parts: Iterable[str], counts: Sequence[int], seconds: float, where: str
+) -> Result:
+    """Measure one network.
+
+    - `peers`: names from `convwright.cli.peers`.
+    - `counts`: numbers of threads to race on; the other parts but scaling take the largest.
+    - `seconds`: for each race.
     """
-
-    name: str
-    rows: list[Row] = field(default_factory=list)
-    cold: dict[str, float] = field(default_factory=dict)
-    warm: dict[str, float] = field(default_factory=dict)
-    memory: dict[str, int] = field(default_factory=dict)
-    errors: dict[str, float | str] = field(default_factory=dict)
-    failed: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        keys = "name", "cold", "warm", "memory", "errors", "failed"
-        return {key: getattr(self, key) for key in keys} | {"rows": [row.to_dict() for row in self.rows]}
-
-
-def measure(path: Path, peers: Sequence[str], parts: Iterable[str], threads: int, seconds: float) -> Result:
-    """Measure one network."""
-    result = Result(path.stem)
-    graph = cw.load(str(path))
-    ((name, value),) = graph.inputs.items()
-    shape = tuple(size if isinstance(size, int) else 1 for size in value.shape)
-    del graph
-    try:
-        if "first" in parts or "memory" in parts:
-            measure_once(result, path, {name: random(shape)}, threads)
+    result = Result(path.stem, datetime.now(UTC).isoformat(timespec="seconds"), where)
+    name, shape = usual_input(path)
+    x, threads = random(shape), max(counts)
+    with tempfile.TemporaryDirectory(prefix="convwright-networks-") as scratch:
+        folder = Path(scratch)
+        cache = {"CONVWRIGHT_CACHE": str(folder / "cache")}
+        if "first" in parts:
+            with failing(result, "first"):
+                result.cold = median_start(first_answer(path, x, threads, fresh(folder)) for _ in range(STARTS))
+                first_answer(path, x, threads, cache)
+                result.warm = median_start(first_answer(path, x, threads, cache) for _ in range(STARTS))
         if "speed" in parts:
-            result.rows = race(str(path), {name: random(shape)}, peers, threads=threads, seconds=seconds)
+            with failing(result, "speed"):
+                result.races = speed(path, {name: x}, peers, counts, seconds, folder, cache)
+        if "scaling" in parts:
+            with failing(result, "scaling"):
+                result.scaling = scaling(path, {name: x}, seconds, cache)
         if "accuracy" in parts:
-            with tempfile.TemporaryDirectory(prefix="convwright-networks-") as folder:
+            with failing(result, "accuracy"):
                 for variant in variants(shape):
-                    result.errors["x".join(map(str, variant))] = accuracy(path, name, variant, threads, Path(folder))
-    except Lost as error:
-        result.failed = str(error)
+                    for numerics, error in accuracy(path, name, variant, threads, folder).items():
+                        result.errors.setdefault(numerics, {})["x".join(map(str, variant))] = error
     return result
 
 
-def measure_once(result: Result, path: Path, inputs: Mapping[str, np.ndarray], threads: int) -> None:
-    """The first answer from a cold and from a warm cache, and the memory of the second."""
-    ((_, x),) = inputs.items()
-    with tempfile.TemporaryDirectory(prefix="convwright-cache-") as cache:
-        fresh = {"CONVWRIGHT_CACHE": cache}
-        result.cold = first_answer(path, x, threads, fresh)
-        starts = [first_answer(path, x, threads, fresh) for _ in range(WARM_STARTS)]
-        result.warm = sorted(starts, key=lambda start: start["rest"])[WARM_STARTS // 2]
-        measured, _ = run_once("convwright", str(path), inputs, threads=threads, environment=fresh)
-    beyond = {key: measured[key] - measured["baseline"] for key in ("peak", "resident")}
-    result.memory = {**measured["account"], **beyond}
+@contextlib.contextmanager
+def failing(result: Result, part: str) -> Iterator[None]:
+    """Note why a part has no figures, and go on to the next."""
+    begin = time.perf_counter()
+    try:
+        yield
+    except Lost as error:
+        result.failed[part] = str(error)
+    print(f"{result.name}: {part}, {time.perf_counter() - begin:.0f} s", file=sys.stderr)
+
+
+def usual_input(path: Path) -> tuple[str, tuple[int, ...]]:
+    """The name of the only input and the shape that the file fixes, 1 where it fixes none."""
+    ((name, value),) = cw.load(str(path)).inputs.items()
+    return name, tuple(size if isinstance(size, int) else 1 for size in value.shape)
+
+
+def speed(
+    path: Path,
+    inputs: Mapping[str, np.ndarray],
+    peers: Sequence[str],
+    counts: Sequence[int],
+    seconds: float,
+    folder: Path,
+    environment: Mapping[str, str],
+) -> list[Race]:
+    """A race for each number of threads, the models of runtimes with formats of their own converted before."""
+    entries, lost = [Entry(OURS, OURS, str(path), inputs)], []
+    for peer in peers:
+        try:
+            file = converted(peer, path, inputs, folder)
+        except Unavailable as error:
+            lost.append(Row(peer, reason=str(error)))
+        else:
+            entries.append(Entry(peer, peer, str(file), inputs, truth=str(path)))
+    races = []
+    for threads in counts:
+        # So that its kernels are in the cache, and its memory at the peak is not the compiler's.
+        run_once(OURS, str(path), inputs, threads=threads, environment=environment)
+        others = Others()
+        exact = threads == counts[-1]  # the answers of one number of threads are enough, and float64 takes its time
+        with Workers(threads, environment) as workers:
+            rows = compete(entries, workers, seconds=seconds, required=[OURS], compare=exact, steady=[OURS])
+        races.append(Race(threads, seconds, others.cores(), [*rows, *lost]))
+    return races
+
+
+def converted(peer: str, path: Path, inputs: Mapping[str, np.ndarray], folder: Path) -> Path:
+    """The file that the runtime opens; one that cannot open ONNX files gets its own format. Raises `Unavailable`."""
+    reason = PEERS[peer].why_not()
+    if reason is not None:
+        raise Unavailable(reason)
+    if peer == "ncnn":
+        ((_, x),) = inputs.items()
+        return ncnn_file(str(path), x.shape, folder)
+    return mnn_file(str(path), folder) if peer == "mnn" else path
+
+
+def scaling(
+    path: Path, inputs: Mapping[str, np.ndarray], seconds: float, environment: Mapping[str, str]
+) -> dict[int, tuple[float, float]]:
+    """By the number of threads up to that of cores, our time and how many times as fast as on one thread that is."""
+    names = {OURS if threads == 1 else f"{OURS} {threads}": threads for threads in range(1, cores() + 1)}
+    entries = [Entry(name, OURS, str(path), inputs, threads=threads) for name, threads in names.items()]
+    with Workers(1, environment) as workers:
+        rows = compete(entries, workers, seconds=seconds / 2, required=list(names), compare=False)
+    return {
+        names[row.peer]: (row.median_s, 1 / row.ratio)
+        for row in rows
+        if row.median_s is not None and row.ratio is not None
+    }
+
+
+def median_start(starts: Iterable[dict[str, float]]) -> dict[str, float]:
+    ordered = sorted(starts, key=lambda start: start["compile"])
+    return ordered[len(ordered) // 2]
+
+
+def fresh(folder: Path) -> dict[str, str]:
+    """The environment of a process that finds no compiled kernels."""
+    return {"CONVWRIGHT_CACHE": tempfile.mkdtemp(prefix="empty-", dir=folder)}
 
 
 def first_answer(path: Path, x: np.ndarray, threads: int, environment: Mapping[str, str]) -> dict[str, float]:
@@ -120,8 +196,8 @@ def variants(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [shape, (3, *shape[1:]), (*shape[:2], *[size] * len(shape[2:]))]
 
 
-def accuracy(path: Path, name: str, shape: tuple[int, ...], threads: int, folder: Path) -> float | str:
-    """The deviation from float64 at one shape; where the float64 run itself cannot take the shape, why.
+def accuracy(path: Path, name: str, shape: tuple[int, ...], threads: int, folder: Path) -> dict[str, float | str]:
+    """By numerics, the deviation from float64 at one shape; where the float64 run itself cannot take the shape, why.
 
     `folder` is for a file of this shape, where one has to be exported.
     """
@@ -133,11 +209,13 @@ def accuracy(path: Path, name: str, shape: tuple[int, ...], threads: int, folder
     except Lost:
         exported = export(path.stem, shape, folder) if file is path else None
         if exported is None:
-            return f"needs {own.name}"
+            return dict.fromkeys(NUMERICS, f"needs {own.name}")
         file = exported
         _, truth = run_once("float64", str(file), inputs, threads=threads)
-    _, found = run_once("convwright", str(file), inputs, threads=threads)
-    return deviation(found, truth)
+    return {
+        numerics: deviation(run_once(runtime, str(file), inputs, threads=threads)[1], truth)
+        for numerics, runtime in NUMERICS.items()
+    }
 
 
 def export(name: str, shape: tuple[int, ...], folder: Path) -> Path | None:
@@ -165,143 +243,78 @@ def machine() -> str:
     )
 
 
-def page(results: Sequence[Result], peers: Sequence[str], threads: int, where: str) -> str:
-    """docs/performance.md."""
-    versions = {row.peer: row.version for result in results for row in result.rows if row.version}
-    when = datetime.now(UTC).date().isoformat()
-    named = ", ".join(f"{name} {version}" for name, version in versions.items())
-    sections = [
-        "# Performance",
-        f"Measured {when} on {where}; {threads} threads, float32, batch 1. Versions: {named or 'not recorded'}.",
-        ORIGIN,
-    ]
-    if any(result.rows for result in results):
-        sections += ["## Speed", SPEED, table(["network", *peers, "to the best peer"], results, speed_cells(peers))]
-    if any(result.cold for result in results):
-        sections += [
-            "## First answer",
-            FIRST,
-            table(["network", "cold", "warm", "import", "read", "pack", "rest", "bounds"], results, first_cells),
-        ]
-        headings = [
-            "network",
-            "weights",
-            "arena",
-            "liveness bound",
-            "arena / bound",
-            "process, resident",
-            "process, peak",
-        ]
-        sections += ["## Memory", MEMORY, table(headings, results, memory_cells)]
-    if any(result.errors for result in results):
-        sections += ["## Accuracy", ACCURACY, table(["network", "usual", "batch 3", "odd size"], results, error_cells)]
-    failures = [f"- {result.name}: {result.failed}" for result in results if result.failed]
-    failures += [f"- {r.name}, {row.peer}: {row.reason}" for r in results for row in r.rows if row.reason]
-    if failures:
-        sections += ["## Failures", "\n".join(failures)]
-    return "\n\n".join(sections) + "\n"
+# -- the command -------------------------------------------------------------------------------------------------------
 
 
-ORIGIN = (
-    "`python bench/networks.py FOLDER` writes this page; `bench/export_networks.py` writes the networks, with random "
-    "weights and random batch-norm statistics."
-)
-SPEED = (
-    "Median milliseconds of one inference, the runtimes in turns, a process each. The last column is convwright's time "
-    f"over the best peer's; {BOUNDS['ratio']} is the most that the project allows itself."
-)
-FIRST = (
-    "Milliseconds from the first import of the package to the first answer, in a fresh process. Cold: no compiled "
-    "kernel in the cache, bounds "
-    + ", ".join(f"{name} {bound * 1e3:.0f}" for name, bound in COLD_BOUNDS.items())
-    + ". Warm: all of them there, and what of it is importing, reading the file, packing the weights and the rest, "
-    f"which is {BOUNDS['warm'] * 1e3:.0f} at most."
-)
-MEMORY = (
-    "Megabytes. The liveness bound is the most that is alive at one step of the plan; the arena may take "
-    f"{BOUNDS['memory']} times that. Process: beyond what it held when the package had been imported, weights included."
-)
-ACCURACY = (
-    "Largest deviation from a float64 run of the same file, over its largest absolute value; at most "
-    f"{BOUNDS['error']:.0e}. Odd size: 225 x 225 where 224 x 224 is usual, 283 x 283 where 299 x 299 is."
-)
-
-
-def table(headings: Sequence[str], results: Sequence[Result], cells: Callable[[Result], list[str]]) -> str:
-    lines = [" | ".join(headings), " | ".join(["---", *["---:"] * (len(headings) - 1)])]
-    lines += [" | ".join([result.name, *cells(result)]) for result in results]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def speed_cells(peers: Sequence[str]) -> Callable[[Result], list[str]]:
-    def cells(result: Result) -> list[str]:
-        rows = {row.peer: row for row in result.rows}
-        times = [number(rows[peer].median_s if peer in rows else None, 1e3, 2) for peer in peers]
-        ratios = [row.ratio for row in result.rows if row.peer != "convwright" and row.ratio is not None]
-        return [*times, number(1 / min(ratios) if ratios else None, 1, 2)]
-
-    return cells
-
-
-def first_cells(result: Result) -> list[str]:
-    cold, warm = result.cold.get("total"), result.warm
-    verdicts = []
-    if cold is not None and result.name in COLD_BOUNDS:
-        verdicts.append("cold " + ("met" if cold <= COLD_BOUNDS[result.name] else "missed"))
-    if warm:
-        verdicts.append("warm " + ("met" if warm["rest"] <= BOUNDS["warm"] else "missed"))
-    cells = [cold, *(warm.get(key) for key in ("total", "import", "read", "pack", "rest"))]
-    return [*(number(value, 1e3, 0) for value in cells), ", ".join(verdicts) or "-"]
-
-
-def memory_cells(result: Result) -> list[str]:
-    account = result.memory
-    megabytes = {key: number(value, 1e-6, 1) for key, value in account.items()}
-    bound = account.get("liveness_bound")
-    ratio = number(account["arena"] / bound, 1, 2) if bound and "arena" in account else "-"
-    first = [megabytes.get(key, "-") for key in ("weights", "arena", "liveness_bound")]
-    return [*first, ratio, megabytes.get("resident", "-"), megabytes.get("peak", "-")]
-
-
-def error_cells(result: Result) -> list[str]:
-    cells = [error if isinstance(error, str) else f"{error:.1e}" for error in result.errors.values()]
-    return (cells + ["-"] * 3)[:3]
-
-
-def number(value: float | None, factor: float, digits: int) -> str:
-    return "-" if value is None else f"{value * factor:.{digits}f}"
-
-
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--against", default="onnxruntime,openvino")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=15.0, help="for the speed of one network, over all runtimes")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the tables")
-    parser.add_argument("--no-write", action="store_true", help=f"leave {PAGE.name} as it is")
-    options = parser.parse_args()
-    parts = options.only.split(",")
-    if set(parts) - set(PARTS):
-        parser.error(f"--only {options.only}: known are {', '.join(PARTS)}")
+    parser.add_argument("--only", default=",".join(PARTS), metavar="PART,...", help="of %(default)s")
+    parser.add_argument("--against", default=",".join(AGAINST), metavar="PEER,...", help="of %(default)s")
+    parser.add_argument("--threads", default=f"1,{cores()}" if cores() > 1 else "1", metavar="N,...")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for a race, over all runtimes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
+    parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="take these files of --json")
+    parser.add_argument("--throughput", type=Path, metavar="FILE", help="what bench/throughput.py --json wrote")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.parent.name}/{PAGE.name} and its chart")
+    return parser
+
+
+def measured(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Result]:
+    """Measure as the options say, or refuse them."""
+    parts, peers, counts = options.only.split(","), options.against.split(","), options.threads.split(",")
+    for option, given, known in ("--only", parts, PARTS), ("--against", peers, AGAINST):
+        if unknown := [name for name in given if name not in known]:
+            parser.error(f"{option} {','.join(unknown)}: known are {', '.join(known)}")
+    if not all(count.isdecimal() and int(count) for count in counts):
+        parser.error(f"--threads {options.threads}: numbers of threads, such as 1,2")
+    if options.folder is None:
+        parser.error("a FOLDER to measure or files to --join")
     usual = sorted(path for path in options.folder.glob("*.onnx") if "-" not in path.stem)
     paths = [options.folder / f"{name}.onnx" for name in options.names] or usual
     missing = [str(path) for path in paths if not path.exists()]
     if missing or not paths:
         parser.error(f"no such file: {', '.join(missing) or options.folder / '*.onnx'}")
-
-    where = machine()
-    peers = ["convwright", *options.against.split(",")]
-    results = []
+    where, results = machine(), []
     for path in paths:
-        print(path.stem, file=sys.stderr)
-        results.append(measure(path, peers, parts, options.threads, options.seconds))
-    text = page(results, peers, options.threads, where)
-    print(json.dumps([result.to_dict() for result in results], indent=2) if options.json else text)
-    if not options.no_write and not options.names and set(parts) == set(PARTS):
-        PAGE.write_text(text, encoding="utf-8")
+        threads = sorted({int(count) for count in counts})
+        results.append(measure(path, peers, parts, threads, options.seconds, where))
+        if options.json:
+            written(results, options.json)
+    return results
+
+
+def reproducing(options: argparse.Namespace) -> str:
+    """The command that the page names."""
+    timing = "" if options.seconds == SECONDS else f" --seconds {options.seconds:g}"
+    batches = " --throughput BATCHES.json" if options.throughput else ""
+    if not options.join:
+        return f"python bench/networks.py FOLDER{timing}{batches} --write"
+    return (
+        f"python bench/networks.py FOLDER{timing} --only PART --json PART.json`, a part at a time, and `python "
+        f"bench/networks.py --join PART.json ...{batches} --write"
+    )
+
+
+def main() -> None:
+    parser = arguments()
+    options = parser.parse_args()
+    results = joined(options.join) if options.join else measured(options, parser)
+    batches = json.loads(options.throughput.read_text(encoding="utf-8")) if options.throughput else []
+    chart = PAGE.with_suffix(".svg") if find_spec("matplotlib") is not None else None
+    text = page(results, reproducing(options), starts=STARTS, chart=chart.name if chart else None, batches=batches)
+    if not options.write:
+        print(text)
+        return
+    if chart is None:
+        print("no chart: matplotlib is not installed", file=sys.stderr)
+    elif any(result.races for result in results):
+        from network_plot import draw
+
+        draw(results, chart)
+    PAGE.write_text(text, encoding="utf-8")
+    print(f"wrote {PAGE}", file=sys.stderr)
 
 
 if __name__ == "__main__":
