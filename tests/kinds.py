@@ -43,34 +43,59 @@ class Call:
     into: bool
     seed: int
 
+    @property
+    def conv(self) -> ConvSpec:
+        return self.spec if isinstance(self.spec, ConvSpec) else self.spec.conv
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float64 if self.element == "f64" else np.float32)
+
+    def arrays(self) -> tuple[list[Array | None], Array]:
+        """The input, the weights and the bias, and what they should give."""
+        rng, conv = np.random.default_rng(self.seed), self.conv
+
+        def normal(*shape: int) -> Array:
+            return rng.standard_normal(shape).astype(self.dtype)
+
+        x = normal(*(() if self.batch is None else (self.batch,)), conv.in_channels, *self.size)
+        stages = (conv,) if isinstance(self.spec, ConvSpec) else self.spec.stages
+        weights = [normal(*stage.weight_shape) for stage in stages]
+        bias = normal(conv.out_channels) if conv.bias else None
+        if isinstance(self.spec, ConvSpec):
+            expected = reference.conv(x, weights[0], bias, self.spec)
+        else:
+            expected = REFERENCES[self.spec.kind](x, weights, bias, self.spec)
+        return [x, *weights, bias], expected
+
+    def options(self) -> dict[str, Any]:
+        """Those of the spec."""
+        conv = self.conv
+        names = ["stride", "padding", "dilation", "flip", "output_padding" if conv.transposed else "padding_mode"]
+        names += ["groups"] * isinstance(self.spec, ConvSpec)
+        return {name: getattr(conv, name) for name in names}
+
     def check(self) -> None:
-        chain = None if isinstance(self.spec, ConvSpec) else self.spec
-        conv = self.spec if isinstance(self.spec, ConvSpec) else self.spec.conv
-        rng = np.random.default_rng(self.seed)
-        dtype = np.dtype(np.float64 if self.element == "f64" else np.float32)
-        lead = () if self.batch is None else (self.batch,)
-        x = rng.standard_normal((*lead, conv.in_channels, *self.size)).astype(dtype)
-        stages = (conv,) if chain is None else chain.stages
-        weights = [rng.standard_normal(stage.weight_shape).astype(dtype) for stage in stages]
-        bias = rng.standard_normal(conv.out_channels).astype(dtype) if conv.bias else None
-        if chain is None:
-            expected = reference.conv(x, weights[0], bias, conv)
-        else:
-            expected = REFERENCES[chain.kind](x, weights, bias, chain)
-        out = np.full(expected.shape, np.nan, dtype) if self.into else None
-        options: dict[str, Any] = {
-            "stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "flip": conv.flip, "out": out,
-            "threads": self.threads, "numerics": self.numerics,
-        }  # fmt: skip
-        if chain is None:
-            options["groups"] = conv.groups
-        if conv.transposed:
-            options["output_padding"] = conv.output_padding
-        else:
-            options["padding_mode"] = conv.padding_mode
-        result = FUNCTIONS[self.spec.kind](x, *weights, bias, **options)
+        given, expected = self.arrays()
+        out = np.full(expected.shape, np.nan, self.dtype) if self.into else None
+        how = {"out": out, "threads": self.threads, "numerics": self.numerics}
+        result = FUNCTIONS[self.spec.kind](*given, **self.options(), **how)
         assert out is None or result is out
-        near(result, expected, dtype, ALLOWED[self.element, self.numerics])
+        self.compare(result, expected, ALLOWED[self.element, self.numerics] * max(1.0, np.abs(expected).max()))
+
+    def check_algorithms(self) -> None:
+        """Each algorithm that `algorithms` finds applicable stays within the error that it states."""
+        assert isinstance(self.spec, ConvSpec)
+        given, expected = self.arrays()
+        for row in cw.algorithms(self.spec, self.size, self.batch or 1, dtype=self.dtype.name):
+            if row.error_bound is not None:
+                result = FUNCTIONS[self.spec.kind](*given, **self.options(), algorithm=row.algorithm)
+                self.compare(result, expected, row.error_bound * np.abs(expected).max(), row.algorithm or "")
+
+    def compare(self, result: Array, expected: Array, allowed: float, algorithm: str = "auto") -> None:
+        assert (result.dtype, result.shape) == (self.dtype, expected.shape)
+        error = np.abs(result - expected).max()
+        assert error <= allowed, f"{algorithm}: error {error:.3g}, allowed {allowed:.3g}"
 
 
 FUNCTIONS: dict[str, Callable[..., Array]] = {
@@ -83,13 +108,6 @@ REFERENCES: dict[str, Callable[..., Array]] = {
     "separable": reference.separable_conv,
     "spatial": reference.spatial_conv,
 }
-
-
-def near(result: Array, expected: Array, dtype: np.dtype[Any], allowed: float) -> None:
-    """Of the same type and shape, and no further off than `allowed` of the largest element."""
-    assert (result.dtype, result.shape) == (dtype, expected.shape)
-    error = np.abs(result - expected).max() / max(1.0, np.abs(expected).max())
-    assert error <= allowed, f"error {error:.3g} of the largest, allowed {allowed:.3g}"
 
 
 def random_call(kind: str, seed: int) -> Call:
