@@ -102,6 +102,11 @@ class Planned:
             whole = value.blocked and value.image == value.block * blocks_of(value.channels, v)
             if whole and id(value.buffer) in memory and value.channels % v:
                 self._view(value, memory[id(value.buffer)])[:, -1, ..., value.channels % v :] = np.nan
+        for name, order in self.builder.orders.items():
+            ordered = self.builder.values.get((name, True))
+            if ordered is not None and id(ordered.buffer) in memory:
+                empty = np.setdiff1d(np.arange(blocks_of(order.lanes, v) * v), order.places)
+                self._view(ordered, memory[id(ordered.buffer)])[:, empty // v, ..., empty % v] = np.nan
 
     def _view(self, value: Value, memory: NDArray[np.uint8]) -> NDArray[np.float32]:
         """``[N][blocks][rows][columns][v]``, halo included."""

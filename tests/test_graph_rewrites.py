@@ -190,6 +190,13 @@ def test_channel_shuffle_is_found(tmp_path: Path, split: tuple[int, ...], whole:
     assert ops(simplify(read_back(tmp_path))) == ["ChannelShuffle"]
 
 
+@pytest.mark.parametrize("groups", [1, 6])
+def test_a_shuffle_that_moves_nothing_is_removed(tmp_path: Path, groups: int) -> None:
+    sizes = {"a": np.array((2, groups, 6 // groups, 9, 8)), "b": np.array((2, 6, 9, 8))}
+    nodes = [node("Relu", "x", "r"), node("Reshape", "r a", "p"), *SHUFFLE[1:]]
+    assert ops(simplified(tmp_path, nodes, sizes)) == ["Relu"]
+
+
 def read_back(folder: Path) -> Graph:
     from convwright.graph import load
 

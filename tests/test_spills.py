@@ -118,6 +118,12 @@ def direct_tiles(layers: list[tuple[int, int, int]], target: Target, masked: boo
         tiles.append(direct.DirectTile(rows, cols, outs, v))
         tiles.append(direct.DirectTile(rows, cols, outs, 2 * v, taps=False, epilogue=(("residual",), ("silu",))))
         tiles.append(direct.DirectTile(rows, cols, outs, 2, planar=True))
+        half = outs <= 3 and v == 16  # others take as long for half a vector
+        if half:
+            tiles.append(direct.DirectTile(rows, cols, outs, v, half=True))
+            tiles.append(direct.DirectTile(rows, cols, outs, 2, planar=True, half=True))
+        if rows == 1:  # as pointwise layers are, but for strided ones
+            tiles.append(direct.DirectTile(rows, cols, outs, v, taps=False, gathered=True, half=half))
         if masked:
             tiles.append(direct.DirectTile(rows, cols, outs, v, masked=True))
             tiles.append(direct.DirectTile(rows, cols, outs, v, taps=False, ring=True))

@@ -419,5 +419,5 @@ class Kernel:
         return self._declared[name]
 
     def _float_intrinsic(self, name: str, kind: ir.Type, operands: int) -> ir.Function:
-        suffix = self.element if kind == self.scalar_type else f"v{self.v}{self.element}"
+        suffix = self.element if kind == self.scalar_type else f"v{kind.count}{self.element}"
         return self.intrinsic(f"llvm.{name}.{suffix}", kind, [kind] * operands)

@@ -11,11 +11,15 @@ twice, so there is no code for tails. Channels beyond ``in_channels`` in the las
 that means nothing must not reach one that does.
 
 Weights are packed ``[output vector][channel][kh][kw][lane of the input block][v]``, read strictly forwards.
+
+A pointwise kernel may take its channels in any order, from a table of places ("gathered"): behind a channel shuffle
+the channels of a group lie far apart, and reading them there costs nothing but the table.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from llvmlite import ir
 
@@ -23,18 +27,19 @@ from convwright.codegen.lang import Int, Integer, Kernel
 from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
-from convwright.kernels.products import add_products
+from convwright.kernels.products import add_products, lower_half, whole_of_half
 
 Masks = list[ir.Value | None]
 UNROLL = 4  # channels in one turn of the inner loop
 
-ARGUMENTS = Arguments(
-    "x w bias y table residual",
+_INTEGERS = (
     # work: item -> (outer half of the output tiles, chunk of pixel tiles, output tile inside the half)
     "tiles_inner tiles chunks chunks_image chunk_tiles pixel_tiles col_tiles out_rows out_cols "
     "x_image x_block x_row x_tap_row x_tap_col channels taps_high taps_wide "
-    "w_out y_image y_block y_row wrap_cols r_image r_block r_row ring",
+    "w_out y_image y_block y_row wrap_cols r_image r_block r_row ring"
 )
+ARGUMENTS = Arguments("x w bias y table residual", _INTEGERS)
+GATHERED_ARGUMENTS = Arguments("x w bias y table residual places", _INTEGERS)  # places: floats from x to each channel
 
 TABLE_COLUMNS = 5  # first input channel, first output block, offset of the weights, first and last + 1 output lane
 
@@ -51,6 +56,8 @@ class DirectTile:
     wrap: the pixels are one flat row, but rows of the output (and residual) have gaps between them.
     masked: output tiles may cover lanes of another group, which are not stored.
     ring: a tile's channels are whole blocks, which go on with the first block after the last, number ``ring``.
+    gathered: the table's first column counts channels in the table of places; only without taps.
+    half: only the lower half of a tile's last vector counts; the rest of it is stored as anything.
     epilogue: activations, and ``("residual",)`` where the residual is added.
     """
 
@@ -64,6 +71,8 @@ class DirectTile:
     wrap: bool = False
     masked: bool = False
     ring: bool = False
+    gathered: bool = False
+    half: bool = False
     epilogue: tuple[tuple[object, ...], ...] = ()
 
     @property
@@ -81,6 +90,10 @@ class DirectTile:
     def key(self) -> str:
         return f"direct-{self!r}"
 
+    @property
+    def arguments(self) -> Arguments:
+        return GATHERED_ARGUMENTS if self.gathered else ARGUMENTS
+
     def name(self, target: Target) -> str:
         return f"f32-{'first' if self.planar else 'direct'}-{self.rows * self.cols}x{self.outs}-{target.name}"
 
@@ -88,7 +101,7 @@ class DirectTile:
 def emit(tile: DirectTile, target: Target) -> ir.Module:
     """The kernel's module."""
     k = Kernel(target)
-    a = ARGUMENTS.read(k)
+    a = tile.arguments.read(k)
     with k.loop(k.begin, k.end) as item:
         half = item // (a.tiles_inner * a.chunks)
         rest = item % (a.tiles_inner * a.chunks)
@@ -128,28 +141,39 @@ def sum_tile(
     without this the first pixel tile waits for memory and the layer takes a third longer.
     """
     initial = [k.load(bias, out * k.v, masks[out]) for out in range(tile.outs)]
+    if tile.half:
+        initial[-1] = lower_half(k, initial[-1])
     sums = [[k.variable(vector) for vector in initial] for _ in range(tile.rows * tile.cols)]
     weights = k.variable(w)
     coming = k.variable(k.advance(w, a.w_out * tile.outs + quarter * (a.w_out // (UNROLL * k.v) * k.v)))
 
-    def run(x: ir.Value, count: Integer) -> None:
-        """Add ``count`` values of the reduction that follow each other in the input, ``tap_step`` floats apart."""
+    def run(x: ir.Value, count: Integer, first: Integer = 0) -> None:
+        """Add ``count`` values of the reduction: they follow each other in the input, ``tap_step`` floats apart, or lie
+        where the table of places says from number ``first`` on."""
         x_rows = [k.advance(x, a.x_row * row) for row in range(tile.rows)]
-        whole = count // tile.unroll * tile.unroll
-        with k.loop(0, whole, tile.unroll) as at:
+        whole = first + count // tile.unroll * tile.unroll
+        with k.loop(first, whole, tile.unroll) as at:
             step(x_rows, at, tile.unroll)
         if tile.unroll > 1:
-            with k.loop(whole, count) as at:
+            with k.loop(whole, first + count) as at:
                 step(x_rows, at, 1)
 
     def step(x_rows: list[ir.Value], at: Int, unroll: int) -> None:
-        starts = [k.advance(x_row, at * tile.tap_step) for x_row in x_rows]
+        if tile.gathered:
+            places = [k.load_int(a.places, at + ahead) for ahead in range(unroll)]
+            starts = [[k.advance(x_row, place) for x_row in x_rows] for place in places]
+        else:
+            starts = [[k.advance(x_row, at * tile.tap_step) for x_row in x_rows]] * unroll
 
-        def value(pixel: int, ahead: int) -> ir.Value:
-            place = (pixel % tile.cols) * tile.pixel_step + ahead * tile.tap_step
-            return k.load_scalar(starts[pixel // tile.cols], place)
+        def value(pixel: int, ahead: int, starts: list[list[ir.Value]] = starts) -> ir.Value:
+            place = (pixel % tile.cols) * tile.pixel_step + (0 if tile.gathered else ahead * tile.tap_step)
+            return k.load_scalar(starts[ahead][pixel // tile.cols], place)
 
-        add_products(k, sums, weights, a.w_out, unroll, value)
+        again = None
+        if tile.half:
+            same = [[k.opaque(start) for start in rows] for rows in starts]
+            again = partial(value, starts=same)
+        add_products(k, sums, weights, a.w_out, unroll, value, again)
         if unroll == UNROLL:
             for out in range(tile.outs):
                 k.prefetch(coming.get(), a.w_out * out, locality=2)
@@ -158,6 +182,8 @@ def sum_tile(
     if tile.planar:
         with k.loop(channel, channel + a.channels) as plane, k.loop(0, a.taps_high) as tap_row:
             run(k.advance(corner, plane * a.x_block + tap_row * a.x_tap_row), a.taps_wide)
+    elif tile.gathered:
+        run(corner, a.channels, channel)
     else:
         start = k.variable(channel)
         remaining = k.variable(a.channels)
@@ -175,7 +201,8 @@ def sum_tile(
                 run(block, count)
             start.set(first + count)
             remaining.set(remaining.get() - count)
-    return [[accumulator.get() for accumulator in accumulators] for accumulators in sums]
+    result = [[accumulator.get() for accumulator in accumulators] for accumulators in sums]
+    return [[*own[:-1], whole_of_half(k, own[-1])] for own in result] if tile.half else result
 
 
 def store_tile(

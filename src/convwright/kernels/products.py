@@ -13,19 +13,43 @@ Sums = list[list[Variable]]
 
 
 def add_products(
-    k: Kernel, sums: Sums, weights: Variable, w_out: Integer, unroll: int, value: Callable[[int, int], ir.Value]
+    k: Kernel,
+    sums: Sums,
+    weights: Variable,
+    w_out: Integer,
+    unroll: int,
+    value: Callable[[int, int], ir.Value],
+    again: Callable[[int, int], ir.Value] | None = None,
 ) -> None:
     """``sums[pixel][out] += value(pixel, i) * weights[out][i]`` for ``i`` from 0 to ``unroll - 1``.
 
     - ``weights``: pointer to vectors that follow each other, those of ``out`` from ``out * w_out`` floats on; moved
       past what was used.
     - ``value``: the scalar input of a pixel.
+    - ``again``: where the sums of a pixel's last vector are the lower half of one: the same scalar, loaded another
+      time. Half a broadcast would do, but LLVM then broadcasts to a half first, and that to the whole.
     """
     now = weights.get()
     for ahead in range(unroll):
+        if again:  # its scheduler would load the weights of several steps at once, and spill sums
+            k.b.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
         vectors = [k.load(k.advance(now, w_out * out), ahead * k.v) for out in range(len(sums[0]))]
+        if again:
+            vectors[-1] = lower_half(k, vectors[-1])
         for pixel, accumulators in enumerate(sums):
-            broadcast = k.broadcast(value(pixel, ahead))
-            for vector, accumulator in zip(vectors, accumulators, strict=True):
-                accumulator.set(k.fma(broadcast, vector, accumulator.get()))
+            factors = [k.broadcast(value(pixel, ahead))] * len(accumulators)
+            if again:
+                factors[-1] = lower_half(k, k.broadcast(again(pixel, ahead)))
+            for factor, vector, accumulator in zip(factors, vectors, accumulators, strict=True):
+                accumulator.set(k.fma(factor, vector, accumulator.get()))
     weights.set(k.advance(now, unroll * k.v))
+
+
+def lower_half(k: Kernel, vector: ir.Value) -> ir.Value:
+    """The first half of a vector's lanes."""
+    return k.shuffle(vector, vector, range(k.v // 2))
+
+
+def whole_of_half(k: Kernel, half: ir.Value) -> ir.Value:
+    """A vector whose first half is this; its other lanes hold anything."""
+    return k.shuffle(half, ir.Constant(half.type, ir.Undefined), range(k.v))

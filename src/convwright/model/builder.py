@@ -23,7 +23,7 @@ from convwright.kernels import halo as halo_kernel
 from convwright.kernels import layout as layout_kernels
 from convwright.model.fuse import Layer
 from convwright.model.problem import Problem
-from convwright.model.values import NO_HALO, Buffer, Halo, Ref, Value, blocks_of, spatial
+from convwright.model.values import NO_HALO, Buffer, Halo, Order, Ref, Value, blocks_of, spatial
 from convwright.model.weights import Weights
 from convwright.runtime.memory import ALIGNMENT
 
@@ -78,6 +78,7 @@ class Builder:
         self.measured: dict[int, Mapping[str, float]] = {}  # seconds of the ways to compute a layer, by its id
         self.cuts: dict[str, tuple[int, ...]] = {}  # lengths of the parts of a run of layers (`strips`), by its output
         self.measured_cuts: dict[str, Mapping[str, float]] = {}  # seconds of the ways to cut a run, the one taken first
+        self.orders: dict[str, Order] = {}  # of values whose channels do not lie one after another
         self.apart: set[str] = set()  # values between layers that are never computed together
         self.parents: dict[str, tuple[str, int]] = {}  # value -> (concatenation it is a part of, first channel)
         self.values: dict[tuple[str, bool], Value] = {}
@@ -89,6 +90,10 @@ class Builder:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.types[name].shape  # type: ignore[return-value]  # inferred shapes are concrete
+
+    def lanes(self, name: str) -> int:
+        """Of the blocked value: its channels, and what lies between them."""
+        return self.orders[name].lanes if name in self.orders else self.shape(name)[1]
 
     def is_plain(self, name: str) -> bool:
         """Whether the value exists as a plain array only."""
@@ -148,7 +153,7 @@ class Builder:
             value.offset = whole.offset + channel // self.v * whole.block * 4
             value.extent = self._extent(value)
         else:
-            value = self.blocked_room(shape, self.halos.get(name, NO_HALO))
+            value = self.blocked_room((shape[0], self.lanes(name), *shape[2:]), self.halos.get(name, NO_HALO))
         self.values[name, True] = value
         return value
 

@@ -17,7 +17,7 @@ from convwright.kernels.activations import ROWS as ACTIVATIONS
 from convwright.model import lower
 from convwright.model.builder import Builder, Step, aligned
 from convwright.model.fuse import Layer, layers_of
-from convwright.model.lower import channels, conv, deformable, direct, strips
+from convwright.model.lower import channels, conv, deformable, direct, regroup, strips
 from convwright.model.lower.ways import runner_up
 from convwright.model.problem import problem_of
 from convwright.model.values import NO_HALO, Buffer
@@ -53,6 +53,7 @@ def make_plan(
     b = Builder(graph, types, weights, target, threads, layers, numerics)
     if tune is not None:
         tune.settle(b)
+    regroup.settle(b, _readers(b))
     rows = _prepare(b)
     for index, name in enumerate(graph.inputs):
         dtype = types[name].dtype

@@ -14,7 +14,8 @@ from functools import lru_cache
 from convwright.codegen.target import Target
 
 _L2_BUDGET = 768 * 1024
-_OUTS = (1, 2, 4, 6, 8)
+_OUTS = (1, 2, 3, 4, 5, 6, 8)
+_MOST_HALVED = 3  # vectors of a tile whose last is half of one: LLVM spills sums in larger ones
 _STORE_CYCLES = 2.0  # a vector of outputs: bias, epilogue, store
 _TILE_CYCLES = 20.0
 _STREAM_CYCLES = 0.3  # a step, for each vector of weights that comes from the second-level cache
@@ -22,12 +23,16 @@ _STREAM_CYCLES = 0.3  # a step, for each vector of weights that comes from the s
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """rows x cols output pixels by outs vectors of channels, and the estimated cycles for a whole layer on one core."""
+    """rows x cols output pixels by outs vectors of channels, and the estimated cycles for a whole layer on one core.
+
+    ``half``: of the last vector, only the lower half counts.
+    """
 
     rows: int
     cols: int
     outs: int
     cycles: float
+    half: bool = False
 
 
 def most_pixels(outs: int, target: Target) -> int:
@@ -47,8 +52,14 @@ def tallest(outs: int, target: Target) -> int:
     return 2 if target.registers < 32 and outs == 1 else 4
 
 
-def step_cycles(pixels: int, outs: int) -> float:
-    """Estimated cycles of one step of the reduction: one input value of each pixel times ``outs`` weight vectors."""
+def step_cycles(pixels: int, outs: int, half: bool = False) -> float:
+    """Estimated cycles of one step of the reduction: one input value of each pixel times ``outs`` weight vectors.
+
+    ``half``: the last is half a vector. That is for machines whose multiply-adds are half as fast as is counted here:
+    nothing else limits them.
+    """
+    if half:
+        return pixels * (outs - 0.5) / 2 + _STREAM_CYCLES * outs
     multiply_adds = pixels * outs / 2
     loads = (pixels + outs) / 2 if outs > 1 else 0.6 * (pixels + 1)  # measured: 28 x 1 is slower than 14 x 1
     instructions = (pixels * outs + pixels + outs) / 5
@@ -57,22 +68,28 @@ def step_cycles(pixels: int, outs: int) -> float:
 
 
 @lru_cache(maxsize=4096)
-def choose_tile(out_rows: int, out_cols: int, vectors: int, groups: int, reduction: int, target: Target) -> Shape:
-    """The cheapest tile for ``out_rows x out_cols`` pixels and ``vectors`` output vectors in each group."""
+def choose_tile(
+    out_rows: int, out_cols: int, vectors: int, groups: int, reduction: int, target: Target, half: bool = False
+) -> Shape:
+    """The cheapest tile for ``out_rows x out_cols`` pixels and ``vectors`` output vectors in each group.
+
+    ``half``: the last vector of a group is at most half full, which tiles of all its vectors may make use of.
+    """
     best: Shape | None = None
     for outs in _OUTS:
         if outs > vectors:
             break
         tiles_out = -(-vectors // outs) * groups
         most = most_pixels(outs, target)
+        halved = half and outs == vectors <= _MOST_HALVED
         for rows in range(1, min(out_rows, tallest(outs, target), most) + 1):
             for cols in range(1, min(out_cols, most // rows) + 1):
                 pixels = rows * cols
                 tiles = tiles_out * -(-out_rows // rows) * -(-out_cols // cols)
                 once = _TILE_CYCLES + pixels * outs * _STORE_CYCLES
-                cycles = tiles * (reduction * step_cycles(pixels, outs) + once)
+                cycles = tiles * (reduction * step_cycles(pixels, outs, halved) + once)
                 if best is None or cycles < best.cycles:
-                    best = Shape(rows, cols, outs, cycles)
+                    best = Shape(rows, cols, outs, cycles, halved)
     assert best is not None
     return best
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 Halo = tuple[int, int, int, int]
 """Rows above, columns to the left, rows below, columns to the right of a tensor that hold zeros."""
@@ -32,6 +33,28 @@ class Buffer:
         if self.first < 0:
             self.first = step
         self.last = max(self.last, step)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Order:
+    """Where the channels of a blocked tensor lie, if not one after another (``lower.regroup``).
+
+    ``places``: the lane of each channel, counted through all blocks. ``made``: the lanes in the order in which the
+    convolution that makes the tensor has them; a shuffle behind it tells them apart. ``lanes``: of the tensor, those
+    in which nothing lies included. ``name``: the same for equal orders.
+    """
+
+    name: str
+    places: NDArray[np.int64]
+    made: NDArray[np.int64]
+    lanes: int
+
+
+def in_lanes(values: NDArray[np.float32], places: NDArray[np.int64], lanes: int) -> NDArray[np.float32]:
+    """``[C, ...]`` to ``[lanes, ...]``: each channel in its place, zeros where none lies."""
+    result = np.zeros((lanes, *values.shape[1:]), values.dtype)
+    result[places] = values
+    return result
 
 
 @dataclass(frozen=True, slots=True)

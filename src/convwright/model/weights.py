@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from convwright.model.values import Order, in_lanes
 from convwright.runtime.memory import aligned_empty
 
 
@@ -129,6 +130,11 @@ def pack_channels(values: np.ndarray, v: int) -> np.ndarray:
     return packed
 
 
+def _flat(channels: int, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """The shape of filters of which each is one row of the reduction."""
+    return channels, int(np.prod(shape[1:])), 1, 1
+
+
 _INVERTIBLE = ("direct", "planar", "depthwise")
 _SMALL = 1 << 14  # bytes: constants up to this size stay as they are beside their packed form
 
@@ -193,6 +199,30 @@ class Weights:
             return self.channels(("no bias", str(channels)), np.zeros(channels))
         values = np.repeat(self.array(name).reshape(-1), repeats)
         return self.channels((name, "bias", str(channels)), np.broadcast_to(values, (channels,)))
+
+    def in_lanes(self, name: str, form: str, shape: tuple[int, ...], groups: int, order: Order) -> np.ndarray:
+        """As ``get``, with filters in the lanes of ``order``: "depthwise" as their input lies, others as it is made."""
+        if order.lanes == shape[0] and form != "depthwise":
+            return self.get(name, form, shape, groups)
+        places = order.made if form == "direct" else order.places
+        padded, divided = ((order.lanes, *shape[1:]), groups) if form == "direct" else (_flat(order.lanes, shape), 1)
+
+        def make(array: np.ndarray) -> np.ndarray:
+            filters = array.astype(np.float32, copy=False).reshape(shape)
+            return pack_direct(in_lanes(filters, places, order.lanes).reshape(padded), divided, self.v)
+
+        def restore(packed: np.ndarray) -> np.ndarray:
+            return unpack_direct(packed, padded, divided, self.v)[places].reshape(shape)
+
+        return self.derived(name, (form, order.name), make, restore)
+
+    def bias_in_lanes(self, name: str, channels: int, order: Order, form: str) -> np.ndarray:
+        """As ``bias``, in the lanes of ``order`` (see ``in_lanes``)."""
+        if not name:
+            return self.bias(name, order.lanes)
+        values = np.broadcast_to(self.array(name).reshape(-1), (channels,))
+        places = order.made if form == "direct" else order.places
+        return self.channels((name, form, order.name), in_lanes(values, places, order.lanes))
 
     def array(self, name: str) -> np.ndarray:
         """The constant in row-major order."""

@@ -14,7 +14,7 @@ from convwright.graph.rewrites.editor import Editor
 def name_channel_shuffles(editor: Editor) -> bool:
     """Find the pattern by the shapes that the reshapes have, however they are written."""
     changed = False
-    for node in editor.graph.nodes:
+    for node in list(editor.graph.nodes):
         if node.op != "Reshape":
             continue
         swap = editor.producer(node.inputs[0], "Transpose")
@@ -34,8 +34,9 @@ def name_channel_shuffles(editor: Editor) -> bool:
             for a, b in zip(outer, inner, strict=True)
         )
         if same and len(groups) == 1:
-            editor.change(
-                node, op="ChannelShuffle", domain=INTERNAL, inputs=[source], attributes={"groups": groups.pop()}
-            )
+            attributes = {"groups": groups.pop()}
+            editor.change(node, op="ChannelShuffle", domain=INTERNAL, inputs=[source], attributes=attributes)
             changed = True
+            if attributes["groups"] == 1 or all(shape[2] == 1 for shape in inner):
+                editor.bypass(node)  # one group, or groups of one channel: all stay where they are
     return changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -61,8 +62,10 @@ def _width(g: Geometry, target: Target, clipped: bool) -> int:
 
 def _leaves_out(b: Builder, layer: Layer, g: Geometry) -> bool:
     """Whether taps on padding are left out; of an infinite weight padding makes NaN."""
+    if not is_clipped(g):
+        return False
     packed = b.weights.get(layer.node.inputs[1], "depthwise", (g.out_channels, 1, *g.kernel))
-    return is_clipped(g) and bool(np.isfinite(packed).all())
+    return bool(np.isfinite(packed).all())
 
 
 def halo_of(p: Problem) -> Halo:
@@ -85,10 +88,19 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
 
 
 def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Value | None) -> None:
-    """Add the step that computes the layer from `x`, which lies in its halo, to `y`."""
-    v, node = b.v, layer.node
-    packed = b.weights.get(node.inputs[1], "depthwise", (g.out_channels, 1, *g.kernel))
-    bias = b.weights.bias(node.input(2), g.out_channels)
+    """Add the step that computes the layer from `x`, which lies in its halo, to `y`.
+
+    The channels of both lie in the order that the plan has for them (`lower.regroup`).
+    """
+    v, node, macs = b.v, layer.node, g.macs
+    shape = (g.out_channels, 1, *g.kernel)
+    if (order := b.orders.get(layer.output)) is not None:
+        packed = b.weights.in_lanes(node.inputs[1], "depthwise", shape, g.groups, order)
+        bias = b.weights.bias_in_lanes(node.input(2), g.out_channels, order, "depthwise")
+        g = replace(g, out_channels=order.lanes, groups=order.lanes)
+    else:
+        packed = b.weights.get(node.inputs[1], "depthwise", shape)
+        bias = b.weights.bias(node.input(2), g.out_channels)
     rows, cols = g.out_size
     unrolled = depthwise.fits_registers(g.kernel[1], b.target)
     clipped = _leaves_out(b, layer, g)
@@ -121,7 +133,7 @@ def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Val
     }  # fmt: skip
     why = f"depthwise: {width} pixels a tile"
     reads = [x, residual] if residual else [x]
-    b.step(tile.name(b.target), depthwise, tile, arguments, x.n * blocks * chunks, reads, [y], why, g.macs * x.n)
+    b.step(tile.name(b.target), depthwise, tile, arguments, x.n * blocks * chunks, reads, [y], why, macs * x.n)
 
 
 ROW = Algorithm(

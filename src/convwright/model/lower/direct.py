@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from convwright.codegen.target import Target
 from convwright.kernels import direct
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
@@ -13,6 +16,7 @@ from convwright.model.problem import Algorithm, Problem
 from convwright.model.tiles import Shape, choose_tile, cut_work
 from convwright.model.values import Value, spatial
 from convwright.model.weights import Entry, entries_of
+from convwright.runtime.machine import multiply_adds_a_cycle
 
 PLANAR_CHANNELS = 4  # inputs of the graph with at most so many channels are read plane by plane
 _MEMORY_BYTES_A_CYCLE = 5.5  # measured read bandwidth of one core at its clock
@@ -50,7 +54,8 @@ def cycles(p: Problem) -> float:
     entries = entries_of(g.out_channels, g.groups, v)
     reduction = g.own_channels * g.kernel[0] * g.kernel[1]
     vectors = min(vectors_a_group(entries))
-    compute = choose_tile(*g.out_size, vectors, len(entries) // vectors, reduction, p.target).cycles * p.batch
+    half = g.groups == 1 and ends_in_half(g.out_channels, p.target)
+    compute = choose_tile(*g.out_size, vectors, len(entries) // vectors, reduction, p.target, half).cycles * p.batch
     memory = 4 * reduction * len(entries) * v / _MEMORY_BYTES_A_CYCLE
     return (max(compute, memory) + 0.3 * min(compute, memory)) / p.threads
 
@@ -101,18 +106,28 @@ def add(
 ) -> None:
     """Add the step that computes the layer from `x`, which lies in its halo, to `y`.
 
-    `planar`: `x` is row-major, as a first layer reads it.
+    `planar`: `x` is row-major, as a first layer reads it. The channels of `x` and `y` lie in the orders that the plan
+    has for them (`lower.regroup`).
     """
     v, node = b.v, layer.node
     pointwise = g.kernel == (1, 1)
     form = "planar" if planar else "direct"
     weight_shape = (g.out_channels, g.own_channels, *g.kernel)
-    packed = b.weights.get(node.inputs[1], form, weight_shape, g.groups)
-    bias = b.weights.bias(node.input(2), g.out_channels)
+    own, macs = g.out_channels // g.groups, g.macs
+    if (order := b.orders.get(layer.output)) is not None:
+        packed = b.weights.in_lanes(node.inputs[1], form, weight_shape, g.groups, order)
+        bias = b.weights.bias_in_lanes(node.input(2), g.out_channels, order, form)
+        g = replace(g, out_channels=order.lanes)
+    else:
+        packed = b.weights.get(node.inputs[1], form, weight_shape, g.groups)
+        bias = b.weights.bias(node.input(2), g.out_channels)
 
     entries = entries_of(g.out_channels, g.groups, v)
     masked = g.groups > 1 and (g.out_channels // g.groups) % v != 0
+    half = not masked and ends_in_half(own, b.target)
     vectors = min(vectors_a_group(entries))
+    read = b.orders.get(node.inputs[0])
+    gathered = read is not None
     rows, cols = g.out_size
     reduction = packed.shape[1]
     if g.out_size == (1, 1) and x.n > 1:
@@ -122,11 +137,11 @@ def add(
     wrap = join and not (y.flat and (residual is None or residual.flat))
     if join:
         rows, cols = 1, rows * cols
-    shape = choose_tile(rows, cols, vectors, len(entries) // vectors, reduction, b.target)
+    shape = choose_tile(rows, cols, vectors, len(entries) // vectors, reduction, b.target, half)
     tile = direct.DirectTile(
         shape.rows, shape.cols, shape.outs, g.stride[1] if planar else g.stride[1] * v,
         planar=planar, tap_step=g.dilation[1] if planar else 1, taps=planar or not pointwise,
-        wrap=wrap, masked=masked, epilogue=layer.epilogue,
+        wrap=wrap, masked=masked, gathered=gathered, half=shape.half, epilogue=layer.epilogue,
     )  # fmt: skip
     table = output_tiles(entries, shape.outs, g.own_channels, reduction, v)
     col_tiles = -(-cols // shape.cols)
@@ -149,10 +164,17 @@ def add(
         "r_image": residual.image if residual and not by_image else 0, "r_block": residual.block if residual else 0,
         "r_row": (residual.image if by_image else residual.row) if residual else 0, "ring": 0,
     }  # fmt: skip
-    why = _why(g, shape, planar)
+    if read is not None:
+        arguments["places"] = b.static(read.places // v * x.block + read.places % v)
+    why = _why(g, shape, planar) + (", channels where they lie" if gathered else "")
     reads = [x, residual] if residual else [x]
     items = cut.halves * cut.tiles_inner * cut.chunks_image * images
-    b.step(tile.name(b.target), direct, tile, arguments, items, reads, [y], why, g.macs * x.n)
+    b.step(tile.name(b.target), direct, tile, arguments, items, reads, [y], why, macs * x.n)
+
+
+def ends_in_half(channels: int, target: Target) -> bool:
+    """Whether the last vector of so many channels is at most half full, on a machine where that halves its products."""
+    return multiply_adds_a_cycle(target) == 1 and 0 < channels % target.vector <= target.vector // 2
 
 
 def _why(g: Geometry, shape: Shape, planar: bool) -> str:

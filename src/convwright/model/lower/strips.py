@@ -224,7 +224,7 @@ def _scratch(geometries: Sequence[Geometry], strip: Strip, v: int) -> tuple[int,
     for layer in range(1, len(geometries)):
         g = geometries[layer]
         top, left, bottom, right = _halo(strip, geometries, layer)
-        blocks = blocks_of(g.own_channels * g.groups, v)
+        blocks = blocks_of(geometries[layer - 1].out_channels, v)
         nbytes = 4 * v * blocks * (top + strip.rows[layer - 1] + bottom) * (left + g.size[1] + right)
         needs[layer % 2] = max(needs[layer % 2], aligned(nbytes))
     return needs[0], needs[1]
@@ -250,7 +250,8 @@ def lower(b: Builder, chain: list[Layer]) -> None:
     )
     residuals = [b.blocked(layer.residual) if layer.residual else None for layer in chain]
     y = b.new_blocked(chain[-1].output)
-    places = _scratch(geometries, strip, b.v)
+    lanes = [b.lanes(layer.output) for layer in chain]
+    places = _scratch([replace(g, out_channels=own) for g, own in zip(geometries, lanes, strict=True)], strip, b.v)
     scratch = Buffer(b.threads * sum(places))
     calls, reads = [], [x, *(value for value in residuals if value is not None)]
     moves: list[dict[str, np.ndarray]] = []  # bytes, by strip, that a call's arguments move by
@@ -258,7 +259,7 @@ def lower(b: Builder, chain: list[Layer]) -> None:
     for at, (layer, p, g) in enumerate(zip(chain, problems, geometries, strict=True)):
         rows = strip.rows[at]
         if at < len(chain) - 1:
-            target = _between(b, g, geometries[at + 1], rows, _halo(strip, geometries, at + 1))
+            target = _between(b, lanes[at], geometries[at + 1], rows, _halo(strip, geometries, at + 1))
             target.buffer, target.offset = scratch, target.offset + (places[0] if (at + 1) % 2 else 0)
             target_move = np.zeros(strip.count, np.int64)
         else:
@@ -290,13 +291,13 @@ def lower(b: Builder, chain: list[Layer]) -> None:
     _add_step(b, chain, problems, strip, calls, moves, scratch, sum(places), x, y, reads)
 
 
-def _between(b: Builder, g: Geometry, after: Geometry, rows: int, halo: tuple[int, int, int, int]) -> Value:
+def _between(b: Builder, lanes: int, after: Geometry, rows: int, halo: tuple[int, int, int, int]) -> Value:
     """A strip of the tensor between two layers."""
     top, left, bottom, right = halo
     row = (left + after.size[1] + right) * b.v
     block = (top + rows + bottom) * row
-    shape = (1, g.out_channels, rows, g.out_size[1])
-    blocks = blocks_of(g.out_channels, b.v)
+    shape = (1, lanes, rows, after.size[1])
+    blocks = blocks_of(lanes, b.v)
     value = Value(shape, np.dtype(np.float32), Buffer(0), True, image=block * blocks, block=block, row=row, halo=halo)
     value.offset = 4 * (top * row + left * b.v)
     return value
