@@ -27,6 +27,7 @@ from convwright.kernels import (
     depthwise_planes,
     direct,
     elementwise,
+    grouped,
     integer,
     integer_layout,
     integer_planes,
@@ -36,6 +37,7 @@ from convwright.kernels import (
     winograd,
 )
 from convwright.model.lower import depthwise_planes as depthwise_planes_lowering
+from convwright.model.lower import grouped as grouped_lowering
 from convwright.model.lower import integer_channels
 from convwright.model.lower import integer_planes as integer_planes_lowering
 from convwright.model.lower import planar as planar_lowering
@@ -250,6 +252,19 @@ def test_depthwise(target: Target) -> None:
         baked = (width, stride, dilation) if unrolled else (0, stride, 0)
         tiles += [depthwise.DepthwiseTile(size, *baked, unrolled) for size in cols]
     assert not spilling(depthwise, dict.fromkeys(tiles), target)
+
+
+@all_targets
+def test_grouped(target: Target) -> None:
+    v = target.vector
+    tiles: dict[grouped.GroupedTile, None] = {}
+    for shared in sorted({2, 4, v // 2, v}):
+        for rows, cols in [(1, 1), (1, 3), (2, 2), (2, 3), (3, 5), (7, 7), (13, 13), (14, 14), (28, 28), (56, 56)]:
+            for taps in (1, 9, 25):
+                shape = grouped_lowering.choose_tile(rows, cols, taps, shared, target)
+                for step in (v, 2 * v):
+                    tiles[grouped.GroupedTile(shape.rows, shape.cols, shared, shape.held, step, (("relu",),))] = None
+    assert not spilling(grouped, tiles, target)
 
 
 @all_targets

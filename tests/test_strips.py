@@ -58,10 +58,12 @@ class Chain:
             constants[f"w{at}"] = normal(*spec.weight_shape) / np.float32(np.sqrt(np.prod(spec.weight_shape[1:])))
             constants[f"b{at}"] = normal(spec.out_channels)
             low, high = zip(*spec.pads(sizes[at]), strict=True)
-            depthwise = spec.groups == spec.in_channels == spec.out_channels > 1
+            way = "blocked" if spec.groups == 1 else "grouped"
+            if spec.groups == spec.in_channels == spec.out_channels > 1:
+                way = "depthwise"
             attributes: dict[str, Any] = {
                 "kernel_shape": spec.kernel, "strides": spec.stride, "dilations": spec.dilation, "pads": (*low, *high),
-                "group": spec.groups, "algorithm": "direct-depthwise" if depthwise else "direct-blocked",
+                "group": spec.groups, "algorithm": f"direct-{way}",
             }  # fmt: skip
             nodes.append(Node("Conv", [name, f"w{at}", f"b{at}"], [f"c{at}"], attributes, name=f"conv{at}"))
             name = f"c{at}"
@@ -107,7 +109,8 @@ def random_chain(rng: Random, v: int) -> Chain:
     first, specs, now = channels, [], size
     for _ in range(int(rng.integers(2, 5))):
         if channels > 1 and rng.random() < 0.45:
-            spec = ConvSpec(channels, channels, **random_window(rng, 2, 5), groups=channels)
+            own = int(rng.choice([1, 2])) if channels == v else 1
+            spec = ConvSpec(channels, channels, **random_window(rng, 2, 5), groups=channels // own)
         else:
             out = int(rng.choice([1, 3, v - 1, v, v + 2]))
             window = random_window(rng, 2, 3) if rng.random() < 0.4 else {"kernel": (1, 1)}

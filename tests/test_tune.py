@@ -443,15 +443,17 @@ def test_the_command_line_tunes(timer: Timer, tmp_path: Path) -> None:
 
 
 def test_estimates_know_what_was_measured_inside_networks() -> None:
-    """Groups that leave lanes empty are summed on planes; what transforms need comes from further away."""
+    """Groups that fill no part of a vector are summed on planes, others on channel blocks; what transforms need comes
+    from further away."""
     target = target_named("avx512")
 
     def problem(spec: ConvSpec, size: int, plain: tuple[bool, bool] = (False, False)) -> Problem:
         dtype = np.dtype(np.float32)
         return Problem(spec, (size, size), 1, dtype, target, 2, plain_input=plain[0], plain_output=plain[1])
 
-    groups = ConvSpec(128, 128, (3, 3), padding=1, groups=32)
-    assert name_of(conv.algorithm_of(problem(groups, 56)), problem(groups, 56)) == "direct-planes"
+    for channels, way in ((96, "direct-planes"), (128, "direct-grouped")):
+        groups = ConvSpec(channels, channels, (3, 3), padding=1, groups=32)
+        assert name_of(conv.algorithm_of(problem(groups, 56)), problem(groups, 56)) == way
     whole = ConvSpec(128, 128, (3, 3), padding=1, groups=8)
     assert conv.algorithm_of(problem(whole, 56)).blocked
     first = ConvSpec(3, 64, (7, 7), padding=3, stride=2)

@@ -310,6 +310,11 @@ class Kernel:
         )
         self.b.call(call, [value, where, _constant(I32, self.width), mask])
 
+    def load_repeated(self, pointer: ir.Value, offset: Integer, count: int) -> ir.Value:
+        """``count`` elements from ``offset`` on, again and again in all lanes; ``count`` divides ``v``."""
+        few = self.b.load(self.advance(pointer, offset), typ=ir.VectorType(self.scalar_type, count), align=self.width)
+        return few if count == self.v else self.shuffle(few, few, [lane % count for lane in range(self.v)])
+
     def load_scalar(self, pointer: ir.Value, offset: Integer = 0) -> ir.Value:
         return self.b.load(self.advance(pointer, offset), typ=self.scalar_type, align=self.width)
 

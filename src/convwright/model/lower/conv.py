@@ -18,6 +18,7 @@ from convwright.model.lower import (
     depthwise_planes,
     direct,
     fft,
+    grouped,
     im2col,
     planar,
     subpixel,
@@ -30,6 +31,7 @@ from convwright.runtime.machine import caches
 
 ROWS: tuple[Algorithm, ...] = (
     direct.ROW,
+    grouped.ROW,
     depthwise.ROW,
     depthwise_planes.ROW,
     winograd.ROW,
@@ -88,8 +90,7 @@ def algorithm_of(p: Problem) -> Algorithm:
     """The row that computes the problem: the cheapest by estimate, or the one asked for.
 
     Between neighbours in channel blocks what works on blocks is not compared with the rest, but for windows in groups
-    that leave lanes of the blocks empty: there planes gain more than two conversions cost (3 x 3 in 32 groups, all
-    included: 128 channels of 56 x 56 in 213 us for 525, 256 of 28 x 28 in 204 for 281).
+    that leave lanes of the blocks empty: of 3, 6 or 12 channels planes gain more than two conversions cost.
     """
     rows = ROWS
     if p.algorithm == "auto" and not (p.plain_input or p.plain_output):

@@ -22,7 +22,7 @@ from convwright.kernels import strips as kernel
 from convwright.model.builder import Builder, Step, aligned
 from convwright.model.fuse import Layer
 from convwright.model.geometry import Geometry, geometry_of
-from convwright.model.lower import channels, conv, depthwise, direct
+from convwright.model.lower import channels, conv, depthwise, direct, grouped
 from convwright.model.problem import Algorithm, Problem, problem_of
 from convwright.model.values import Buffer, Value, blocks_of
 
@@ -151,7 +151,7 @@ def _kernel_of(b: Builder, layer: Layer) -> Algorithm | None:
     except ConvwrightError:
         return None
     row = conv.algorithm_of(p)
-    if row not in (direct.ROW, depthwise.ROW) or p.out_size[0] < 2 or p.plain_output:
+    if row not in (direct.ROW, depthwise.ROW, grouped.ROW) or p.out_size[0] < 2 or p.plain_output:
         return None
     return None if row is depthwise.ROW and depthwise.is_clipped(geometry_of(p)) else row
 
@@ -280,8 +280,8 @@ def lower(b: Builder, chain: list[Layer]) -> None:
         with _recorded(b, layer) as steps:
             if at < len(chain) - 1:
                 b.fill_halo(target)
-            if conv.algorithm_of(p) is depthwise.ROW:
-                depthwise.add(b, layer, own, source, target, residual)
+            if (row := conv.algorithm_of(p)) in (depthwise.ROW, grouped.ROW):
+                (depthwise if row is depthwise.ROW else grouped).add(b, layer, own, source, target, residual)
             else:
                 direct.add(b, layer, own, source, target, residual, planar=planar and at == 0)
         moves += [{}] * (len(steps) - 1) + [move]
