@@ -214,7 +214,7 @@ def test_strips_of_equal_height_cover_the_rows_and_stay_inside() -> None:
     def geometry(size: int, out: int, kernel: int, stride: int, pad: int) -> Geometry:
         return Geometry(8, 8, (kernel, 1), (stride, 1), ((pad, pad), (0, 0)), (1, 1), 1, (size, 4), (out, 4))
 
-    chain = [geometry(28, 28, 1, 1, 0), geometry(28, 14, 3, 2, 1), geometry(14, 14, 1, 1, 0)]
+    chain = geometry(28, 28, 1, 1, 0), geometry(28, 14, 3, 2, 1), geometry(14, 14, 1, 1, 0)
     cut = strips.cut(chain, 4)
     assert cut.rows == (9, 4, 4)
     assert cut.starts.tolist() == [[0, 0, 0], [7, 4, 4], [15, 8, 8], [19, 10, 10]]

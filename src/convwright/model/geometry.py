@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from convwright.model.problem import Problem
 from convwright.model.values import Halo
@@ -42,6 +43,7 @@ class Geometry:
         return math.prod(self.kernel) * self.own_channels * self.out_channels * self.out_size[0] * self.out_size[1]
 
 
+@lru_cache(maxsize=4096)
 def geometry_of(p: Problem) -> Geometry:
     """Of a problem of one or two axes; a 1-D convolution is one row high."""
     spec = p.spec

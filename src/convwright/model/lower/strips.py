@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -51,15 +52,14 @@ class Strip:
         return len(self.starts)
 
 
-def cut(geometries: Sequence[Geometry], high: int) -> Strip:
-    """The chain in strips of `high` rows of its last output."""
+@lru_cache(maxsize=1024)
+def cut(geometries: tuple[Geometry, ...], high: int, edges: bool = False) -> Strip:
+    """The chain in strips of `high` rows of its last output; `edges`: the first and the last of them alone."""
+    rows = _rows(geometries, high)
     last = geometries[-1].out_size[0]
-    rows = [min(high, last)]
-    for g in reversed(geometries[1:]):
-        rows.append(min(g.size[0], _reach(g, rows[-1])))
-    rows.reverse()
+    outs = range(0, last, high)
     starts, shifts = [], []
-    for start in range(0, last, high):
+    for start in (outs[0], outs[-1]) if edges else outs:
         places, offsets = [min(start, last - rows[-1])], []
         for layer in range(len(geometries) - 1, 0, -1):
             g = geometries[layer]
@@ -68,7 +68,15 @@ def cut(geometries: Sequence[Geometry], high: int) -> Strip:
             offsets.append(wanted - places[-1])
         starts.append(places[::-1])
         shifts.append([0, *offsets[::-1]])
-    return Strip(tuple(rows), np.array(starts), np.array(shifts))
+    return Strip(rows, np.array(starts), np.array(shifts))
+
+
+def _rows(geometries: tuple[Geometry, ...], high: int) -> tuple[int, ...]:
+    """Of each layer's output that a strip of `high` rows of the last one needs."""
+    rows = [min(high, geometries[-1].out_size[0])]
+    for g in reversed(geometries[1:]):
+        rows.append(min(g.size[0], _reach(g, rows[-1])))
+    return tuple(rows[::-1])
 
 
 def _reach(g: Geometry, rows: int) -> int:
@@ -77,11 +85,14 @@ def _reach(g: Geometry, rows: int) -> int:
 
 
 def _halo(strip: Strip, geometries: Sequence[Geometry], layer: int) -> tuple[int, int, int, int]:
-    """Zeros around the rows that layer `layer` reads: those of its padding, and where a strip reads beyond."""
+    """Zeros around the rows that layer `layer` reads: those of its padding, and where a strip reads beyond.
+
+    No strip reads further up than the first, and none further down than the last.
+    """
     g = geometries[layer]
-    shifts = strip.shifts[:, layer]
-    below = shifts + _reach(g, strip.rows[layer]) - strip.rows[layer - 1]
-    return max(0, -int(shifts.min())), g.halo[1], max(0, int(below.max())), g.halo[3]
+    above, below = -int(strip.shifts[0, layer]), int(strip.shifts[-1, layer])
+    below += _reach(g, strip.rows[layer]) - strip.rows[layer - 1]
+    return max(0, above), g.halo[1], max(0, below), g.halo[3]
 
 
 # -- which layers ------------------------------------------------------------------------------------------------------
@@ -110,8 +121,8 @@ def runner_up(problems: Sequence[Problem], measured: Mapping[str, float] | None)
         best = min(others, key=lambda cut: measured[cut])
         return f"{best} {measured[best] / measured[taken]:.2f}x measured"
     far = sum(_FAR_CYCLES * _bytes_between(p) for p in problems[1:])
-    apart = far + sum(_cycles([p]) for p in problems)
-    return f"{'+'.join('1' * len(problems))} {apart / _cycles(problems):.2f}x estimated"
+    apart = far + sum(_cycles((p,)) for p in problems)
+    return f"{'+'.join('1' * len(problems))} {apart / _cycles(tuple(problems)):.2f}x estimated"
 
 
 def runs(b: Builder, readers: Mapping[str, list[Layer]]) -> list[list[Layer]]:
@@ -162,7 +173,7 @@ def lengths(b: Builder, run: Sequence[Layer], far: float | None = None) -> tuple
     `far`: cycles a byte between layers computed apart; None: `_FAR_CYCLES`.
     """
     far = _FAR_CYCLES if far is None else far
-    problems = [problem_of(b, layer) for layer in run]
+    problems = tuple(problem_of(b, layer) for layer in run)
     best: list[tuple[float, int]] = [
         (0.0, 0)
     ]  # least cycles of the first so many layers, and the length of their last part
@@ -188,33 +199,34 @@ def _bytes_between(p: Problem) -> int:
     return 4 * p.batch * p.spec.in_channels * high * wide
 
 
-def _cycles(problems: Sequence[Problem]) -> float:
+@lru_cache(maxsize=4096)
+def _cycles(problems: tuple[Problem, ...]) -> float:
     """Estimated cycles, on each thread, of layers in one chain."""
     alone = [conv.algorithm_of(p).cycles(p) for p in problems]
     if len(problems) == 1:
         return alone[0]
-    geometries = [geometry_of(p) for p in problems]
+    geometries = tuple(geometry_of(p) for p in problems)
     return min(_strip_cycles(problems, alone, geometries, high) for high in _heights(problems, geometries))
 
 
 def _strip_cycles(
-    problems: Sequence[Problem], alone: Sequence[float], geometries: Sequence[Geometry], high: int
+    problems: Sequence[Problem], alone: Sequence[float], geometries: tuple[Geometry, ...], high: int
 ) -> float:
-    p, strip = problems[0], cut(geometries, high)
-    items = p.batch * strip.count
+    p, count = problems[0], -(-geometries[-1].out_size[0] // high)
+    items = p.batch * count
     uneven = -(-items // p.threads) * p.threads / items
     total = 0.0
-    for cycles, rows, g in zip(alone, strip.rows, geometries, strict=True):
-        total += cycles * rows * strip.count / g.out_size[0] * uneven + _CALL_CYCLES * items / p.threads
+    for cycles, rows, g in zip(alone, _rows(geometries, high), geometries, strict=True):
+        total += cycles * rows * count / g.out_size[0] * uneven + _CALL_CYCLES * items / p.threads
     return total
 
 
-def _heights(problems: Sequence[Problem], geometries: Sequence[Geometry]) -> list[int]:
+def _heights(problems: Sequence[Problem], geometries: tuple[Geometry, ...]) -> list[int]:
     """Heights of strips to choose from: those of even shares whose scratch fits the cache, else the least."""
     last, v, p = geometries[-1].out_size[0], problems[0].target.vector, problems[0]
     heights = sorted({-(-last // count) for count in range(1, last + 1)}, reverse=True)
     shares = [high for high in heights if p.batch * -(-last // high) >= p.threads] or heights[-1:]
-    fitting = [high for high in shares if sum(_scratch(geometries, cut(geometries, high), v)) <= _SCRATCH_BYTES]
+    fitting = [high for high in shares if sum(_scratch(geometries, cut(geometries, high, True), v)) <= _SCRATCH_BYTES]
     return fitting or shares[-1:]
 
 
@@ -236,7 +248,7 @@ def _scratch(geometries: Sequence[Geometry], strip: Strip, v: int) -> tuple[int,
 def lower(b: Builder, chain: list[Layer]) -> None:
     """Add the step that computes the chain."""
     problems = [problem_of(b, layer) for layer in chain]
-    geometries = [geometry_of(p) for p in problems]
+    geometries = tuple(geometry_of(p) for p in problems)
     alone = [conv.algorithm_of(p).cycles(p) for p in problems]
     high = min(_heights(problems, geometries), key=lambda height: _strip_cycles(problems, alone, geometries, height))
     strip = cut(geometries, high)
