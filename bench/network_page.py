@@ -31,9 +31,11 @@ TARGETS = (
 )
 SPEED = (
     "Median milliseconds of one inference of batch 1, the runtimes in turns, a process each, from the caller's "
-    "row-major arrays to row-major arrays. \"ratio\" is the best peer's time over convwright's, the median over the "
-    "rounds; the last line has geometric means of each peer's time over convwright's. torch runs the file's "
-    "operators eagerly, channels last; ncnn and MNN run what their converters make of the file."
+    "row-major arrays to row-major arrays. 'ratio' is the best peer's time over convwright's, the median over "
+    "the rounds; the last line has geometric means of each peer's time over convwright's. torch runs the file's "
+    "operators eagerly, channels last; ncnn and MNN run what their converters make of the file. Rounds in which "
+    "the host had moved the cores apart, so that they shared no cache (bench/quiet.py), were repeated: they "
+    "slow everyone, and us the least."
 )
 LATENCY = (
     "The 99th percentile of an inference's time over the median: of convwright alone, inferences one after "
@@ -303,6 +305,10 @@ def remarks(results: Sequence[Result]) -> list[str]:
             for row in race.rows:
                 if row.reason is not None:
                     reasons.setdefault((row.peer, brief(row.reason)), []).append(f"{result.name} ({race.threads})")
+            turns = sum(row.disturbed for row in race.rows if row.peer == OURS)
+            if turns:
+                on = counted(race.threads)
+                found.append(f"{result.name}, {on}: {turns} rounds were timed although the cores had moved apart")
             if race.others >= DISTURBED:
                 on = counted(race.threads)
                 found.append(f"{result.name}, {on}: others kept {race.others:.1f} cores busy during the race")

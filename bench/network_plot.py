@@ -45,8 +45,9 @@ def draw(results: Sequence[Result], path: Path) -> None:
             axis.set_title(f"{on}, batch 1, float32: geometric mean {middle or 0:.2f}", loc="left")
             for side in "top", "right":
                 axis.spines[side].set_visible(False)
-        axes[0, 0].legend(ncols=6, frameon=False, loc="lower right", bbox_to_anchor=(1, 1.0))
-        figure.tight_layout()
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, ncols=len(labels), frameon=False, loc="lower center")
+        figure.tight_layout(rect=(0, 0.05, 1, 1))
         figure.savefig(path, metadata={"Date": None})
 
 

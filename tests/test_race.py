@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from convwright.cli import peers
+from convwright.cli import race as race_module
 from convwright.cli.peers import PEERS, Peer
 from convwright.cli.race import Entry, compete, deviation, race, run_once
 from convwright.cli.worker import memory, settle
@@ -223,3 +224,16 @@ def test_runtimes_with_formats_of_their_own(peer: str, modules: tuple[str, ...],
 
 def test_deviation_of_small_integers() -> None:
     assert deviation([np.array([254], np.uint8)], [np.array([255], np.uint8)]) == 1 / 255
+
+
+def test_rounds_on_a_machine_that_is_not_calm_are_repeated(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race_module, "CALM_SECONDS", 0.0)
+    x = {"x": values(1, 3, 12, 12)}
+    entries = [Entry("one", "onnxruntime", network, x), Entry("two", "onnxruntime", network, x)]
+    # Before and after each turn; the second turn of the first round is disturbed.
+    answers = iter([True, True, False, True])
+    with Workers(1) as workers:
+        rows = compete(entries, workers, seconds=0, turn=0.01, compare=False, calm=lambda: next(answers, True))
+        assert [(len(row.turns), row.disturbed) for row in rows] == [(3, 0), (3, 0)]
+        never = compete(entries, workers, seconds=0, turn=0.01, compare=False, calm=lambda: False)
+        assert [(len(row.turns), row.disturbed) for row in never] == [(3, 3), (3, 3)]

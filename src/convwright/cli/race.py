@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from convwright.cli.workers import Lost, WorkerProcess, Workers
 
 TURN = 0.25  # seconds a runtime has the machine to itself before the next one's turn
 STEADY_RUNS, STEADY_SECONDS = 200, 3.0  # of inferences one after another, at least
+CALM_WAITS, CALM_SECONDS = 10, 0.5  # how often, and how far apart, a machine that is not calm is asked again
 
 
 @dataclass(slots=True)
@@ -30,6 +32,7 @@ class Row:
     - `resident`: bytes that the process holds between inferences, beyond what it held when the runtime was imported.
     - `account`: bytes by what they are for, as the runtime itself says, where it says anything.
     - `error`: largest deviation from the float64 run, over that run's largest absolute value.
+    - `disturbed`: how many of its turns were taken although the machine was not calm.
     - `busy`: the largest share of a core that its threads still used when it was another's turn.
     - `reason`: why there are no figures.
     """
@@ -49,6 +52,7 @@ class Row:
     resident: int | None = None
     account: dict[str, int] = field(default_factory=dict)
     error: float | None = None
+    disturbed: int = 0
     busy: float = 0.0
     reason: str | None = None
     turns: list[list[float]] = field(default_factory=list)
@@ -122,6 +126,7 @@ def compete(
     keep: bool = False,
     patience: float | None = None,
     steady: Sequence[str] = (),
+    calm: Callable[[], bool] | None = None,
     report: Callable[[str, float], None] = lambda what, share: None,
 ) -> list[Row]:
     """What `race` does, for entries that may differ in their models: a row each.
@@ -131,6 +136,8 @@ def compete(
     - `keep`: whether the processes stay for the next race; memory figures then are of all their models together.
     - `patience`: seconds that an entry may take to open its model and run it once; one that takes longer is lost.
     - `steady`: names of entries that, after the rounds, run so many inferences one after another that rare delays show.
+    - `calm`: whether the machine is as it should be now, asked after every turn. A round in which it was not does not
+      count; it is repeated, until twice as many rounds as asked for have been lost.
 
     Each entry is compared with its own model in float64; entries of equal models are fed the same inputs.
     """
@@ -139,8 +146,8 @@ def compete(
         folders = {name: Path(stack.enter_context(tempfile.TemporaryDirectory(dir=workers.folder))) for name in rows}
         openings = {e.name: _opening(e.path, e.inputs, folders[e.name], e.threads or workers.threads) for e in entries}
         running = _opened(entries, rows, openings, workers, required, patience, report)
-        _rounds(rows, running, seconds, turn, report)
-        _in_a_row(rows, {name: worker for name, worker in running.items() if name in steady}, report)
+        _rounds(rows, running, seconds, turn, calm, report)
+        _in_a_row(rows, {name: worker for name, worker in running.items() if name in steady}, calm, report)
         for name, worker in running.items():
             with _recorded(rows[name]):
                 row = rows[name]
@@ -198,6 +205,7 @@ def _rounds(
     workers: dict[str, WorkerProcess],
     seconds: float,
     turn: float,
+    calm: Callable[[], bool] | None,
     report: Callable[[str, float], None],
 ) -> None:
     """Turns in rounds; whoever begins a round ends the next, so that none always follows the same neighbour."""
@@ -210,7 +218,12 @@ def _rounds(
             del workers[peer]
     total = max(3, round(seconds / (turn * max(1, len(workers)))))
     order = list(workers)
-    for index in range(total):
+    index, patience = 0, 2 * total if calm is not None else 0
+    while index < total:
+        if patience:
+            _awaited(calm)
+        taken: dict[str, list[float]] = {}
+        quiet = True
         for peer in order:
             row = rows[peer]
             if row.reason is not None:
@@ -218,24 +231,49 @@ def _rounds(
             report(f"timing {peer}", index / total)
             with _recorded(row):
                 answer = workers[peer].ask(do="time", count=counts[peer])
-                row.turns.append(answer["seconds"])
+                taken[peer] = answer["seconds"]
                 row.busy = max(row.busy, answer["busy"])
+            quiet = quiet and (calm is None or calm())
+            if not quiet and patience:
+                break
+        if not quiet and patience:
+            patience -= 1
+            continue
+        for peer, times in taken.items():
+            rows[peer].turns.append(times)
+            rows[peer].disturbed += not quiet
         order = order[1:] + order[:1]
+        index += 1
+
+
+def _awaited(calm: Callable[[], bool] | None) -> None:
+    """Wait some seconds for the machine to be calm."""
+    for _ in range(CALM_WAITS):
+        if calm is None or calm():
+            return
+        time.sleep(CALM_SECONDS)
 
 
 def _in_a_row(
-    rows: Mapping[str, Row], workers: Mapping[str, WorkerProcess], report: Callable[[str, float], None]
+    rows: Mapping[str, Row],
+    workers: Mapping[str, WorkerProcess],
+    calm: Callable[[], bool] | None,
+    report: Callable[[str, float], None],
 ) -> None:
-    """How far the slowest hundredth of the inferences of each lies from its median."""
+    """How far the slowest hundredth of the inferences of each lies from its median; again where it was not calm."""
     for name, worker in workers.items():
         row = rows[name]
         if row.reason is None and row.turns:
             report(f"timing {name} in a row", 1.0)
+            once = median(row.turns[-1])
+            count = max(STEADY_RUNS, min(10 * STEADY_RUNS, round(STEADY_SECONDS / once)))
             with _recorded(row):
-                once = median(row.turns[-1])
-                count = max(STEADY_RUNS, min(10 * STEADY_RUNS, round(STEADY_SECONDS / once)))
-                times = worker.ask(do="time", count=count)["seconds"]
-                row.spread, row.runs = float(np.quantile(times, 0.99)) / median(times), count
+                for _ in range(3):
+                    _awaited(calm)
+                    times = worker.ask(do="time", count=count)["seconds"]
+                    row.spread, row.runs = float(np.quantile(times, 0.99)) / median(times), count
+                    if calm is None or calm():
+                        break
 
 
 def _compare(
