@@ -174,6 +174,34 @@ def test_an_activation_stays_where_others_read_what_it_reads(tmp_path: Path) -> 
         assert ops(graph).count("Relu") == 1
 
 
+def beside_a_pool(pooled: str, op: str = "Relu", **window: Any) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
+    """A convolution, and pools of `pooled`, under one activation."""
+    nodes = [
+        node("Relu", "x", "r"),
+        node("Conv", "x w", "c"),
+        node("MaxPool", pooled, "m", kernel_shape=[3, 3], **{"pads": [1] * 4, **window}),
+        node("AveragePool", "m", "p", kernel_shape=[1, 2], pads=[0, 1, 0, 0]),
+        node("Concat", "p c", "cat", axis=1),
+        node(op, "cat", "y"),
+    ]
+    return nodes, {"w": weights(5, 12, 1, 1)}
+
+
+def test_a_relu_passes_by_pools_of_what_has_been_through_one(tmp_path: Path) -> None:
+    graph = rewritten(tmp_path, *beside_a_pool("r"))
+    assert sorted(ops(graph)) == ["AveragePool", "Concat", "Conv", "MaxPool", "Relu", "Relu"]
+    assert ops(graph)[-1] == "Concat"
+
+
+def test_an_activation_stays_behind_pools_that_it_may_change(tmp_path: Path) -> None:
+    for nodes, constants in (
+        beside_a_pool("x"),
+        beside_a_pool("r", "Sigmoid"),
+        beside_a_pool("r", pads=[2, 1, 2, 1], dilations=[2, 1]),
+    ):
+        assert ops(rewritten(tmp_path, nodes, constants))[-1] == nodes[-1].op_type
+
+
 def test_an_activation_stays_behind_parts_that_are_no_convolutions_or_come_twice(tmp_path: Path) -> None:
     nodes, constants = parts(kernels=(1, 3, 5))
     mixed = [*nodes[:-1], node("Concat", "c0 x c2", "cat", axis=1)]

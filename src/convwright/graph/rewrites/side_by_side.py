@@ -14,6 +14,8 @@ from convwright.graph.rewrites.editor import Editor
 
 _ACTIVATIONS = {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Silu", "HardSwish", "HardSigmoid", "Gelu", "Elu"}
 
+_POOLS = {"AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool"}
+
 
 def group_equal_parts(editor: Editor) -> bool:
     """Split, equal convolutions of all parts in order, concatenation: one grouped convolution."""
@@ -59,7 +61,8 @@ def _settings(conv: Node) -> dict[str, str]:
 
 
 def activate_parts(editor: Editor) -> bool:
-    """An activation of concatenated convolutions becomes one of each."""
+    """An activation of concatenated convolutions becomes one of each; a Relu passes by parts without negative elements,
+    as ShuffleNet's average pools of what has been through one."""
     changed = False
     for node in list(editor.graph.nodes):
         if node.op not in _ACTIVATIONS or len([name for name in node.inputs if name]) != 1:
@@ -69,10 +72,15 @@ def activate_parts(editor: Editor) -> bool:
             continue
         if len(set(concat.inputs)) < len(concat.inputs):
             continue
-        if not all(editor.producer(name, "Conv") is not None and editor.private(name) for name in concat.inputs):
+        kept = {name for name in concat.inputs if node.op == "Relu" and _not_negative(editor, name)}
+        convolved = [name for name in concat.inputs if editor.producer(name, "Conv") and editor.private(name)]
+        if not convolved or not kept.issuperset(set(concat.inputs) - set(convolved)):
             continue
         activated = []
         for name in concat.inputs:
+            if name in kept:
+                activated.append(name)
+                continue
             result = editor.fresh(f"{name}_activated")
             part = Node(
                 node.op,
@@ -88,6 +96,19 @@ def activate_parts(editor: Editor) -> bool:
         editor.take_over(concat, node)
         changed = True
     return changed
+
+
+def _not_negative(editor: Editor, name: str) -> bool:
+    """Whether the value is a Relu's, or pools of one: of no such element is a Relu anything else."""
+    while True:
+        maker = editor.producer(name)
+        if maker is None or maker.domain or maker.op not in {"Relu", *_POOLS} or maker.outputs[0] != name:
+            return False
+        if any(step != 1 for step in maker.get("dilations", ())):  # a window may then hold padding alone
+            return False
+        if maker.op == "Relu":
+            return True
+        name = maker.inputs[0]
 
 
 __all__ = ["activate_parts", "group_equal_parts"]
