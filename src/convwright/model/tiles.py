@@ -69,13 +69,16 @@ def step_cycles(pixels: int, outs: int, half: bool = False) -> float:
 
 @lru_cache(maxsize=4096)
 def choose_tile(
-    out_rows: int, out_cols: int, vectors: int, groups: int, reduction: int, target: Target, half: bool = False
-) -> Shape:
+    out_rows: int, out_cols: int, vectors: int, groups: int, reduction: int, target: Target, half: bool = False,
+    threads: int = 1,
+) -> Shape:  # fmt: skip
     """The cheapest tile for ``out_rows x out_cols`` pixels and ``vectors`` output vectors in each group.
 
-    ``half``: the last vector of a group is at most half full, which tiles of all its vectors may make use of.
+    - ``half``: the last vector of a group is at most half full, which tiles of all its vectors may make use of.
+    - ``threads``: that share tiles of pixels or of outputs (``cut_work``), where few of them make uneven shares.
     """
     best: Shape | None = None
+    least = 0.0
     for outs in _OUTS:
         if outs > vectors:
             break
@@ -85,13 +88,20 @@ def choose_tile(
         for rows in range(1, min(out_rows, tallest(outs, target), most) + 1):
             for cols in range(1, min(out_cols, most // rows) + 1):
                 pixels = rows * cols
-                tiles = tiles_out * -(-out_rows // rows) * -(-out_cols // cols)
+                tiles_pixel = -(-out_rows // rows) * -(-out_cols // cols)
+                tiles = tiles_out * tiles_pixel
                 once = _TILE_CYCLES + pixels * outs * _STORE_CYCLES
                 cycles = tiles * (reduction * step_cycles(pixels, outs, halved) + once)
-                if best is None or cycles < best.cycles:
-                    best = Shape(rows, cols, outs, cycles, halved)
+                shared = cycles * min(_unevenness(tiles_out, threads), _unevenness(tiles_pixel, threads))
+                if best is None or shared < least:
+                    best, least = Shape(rows, cols, outs, cycles, halved), shared
     assert best is not None
     return best
+
+
+def _unevenness(tiles: int, threads: int) -> float:
+    """The largest share of so many tiles as a multiple of an even one."""
+    return -(-tiles // threads) * threads / tiles
 
 
 @dataclass(frozen=True, slots=True)

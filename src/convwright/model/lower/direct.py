@@ -137,7 +137,7 @@ def add(
     wrap = join and not (y.flat and (residual is None or residual.flat))
     if join:
         rows, cols = 1, rows * cols
-    shape = choose_tile(rows, cols, vectors, len(entries) // vectors, reduction, b.target, half)
+    shape = choose_tile(rows, cols, vectors, len(entries) // vectors, reduction, b.target, half, b.threads)
     tile = direct.DirectTile(
         shape.rows, shape.cols, shape.outs, g.stride[1] if planar else g.stride[1] * v,
         planar=planar, tap_step=g.dilation[1] if planar else 1, taps=planar or not pointwise,
