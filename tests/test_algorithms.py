@@ -152,3 +152,12 @@ def test_refused() -> None:
 
 def test_times_have_units() -> None:
     assert [seconds_text(seconds) for seconds in (None, 2.0, 0.5, 1e-5)] == ["", "2.0 s", "500.0 ms", "10.0 µs"]
+
+
+def test_the_terms_of_a_transposed_sum_are_the_taps_of_a_phase_over_its_input_channels() -> None:
+    def bounds(spec: cw.ConvSpec) -> set[float | None]:
+        return {row.error_bound for row in cw.algorithms(spec, (8, 8)) if row.algorithm in ("direct-planes", "im2col")}
+
+    up = cw.ConvSpec(512, 2, (4, 6), stride=(2, 3), transposed=True)
+    assert bounds(up) == bounds(cw.ConvSpec(512, 2, (2, 2)))
+    assert len(bounds(up)) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -79,7 +80,12 @@ def no_workspace(p: Problem) -> int:
 def error_of_sum(p: Problem) -> float:
     """Of a sum in float32 of random terms, against its largest value: measured, it grows with the root of their number
     (`tests.convolutions.Case.expected`)."""
-    terms = float(np.prod(p.spec.weight_shape[1:]))
+    spec = p.spec
+    taps = spec.kernel
+    if spec.transposed:  # an output meets the taps of one phase of the stride
+        steps = [s // math.gcd(s, d) for s, d in zip(spec.stride, spec.dilation, strict=True)]
+        taps = tuple(-(-k // step) for k, step in zip(spec.kernel, steps, strict=True))
+    terms = float(spec.in_channels // spec.groups * math.prod(taps))
     unit = 2.0**-53 if p.element == "f64" else 2.0**-24
     return 16 * unit * max(1.0, terms / 256) ** 0.5
 
