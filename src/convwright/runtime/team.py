@@ -32,6 +32,7 @@ from convwright.codegen.lang import I32, I64, PTR, Int, Kernel
 from convwright.codegen.target import host_target
 from convwright.errors import ConvwrightError
 from convwright.runtime.machine import cores
+from convwright.runtime.placing import Placing
 
 STEP_COLUMNS = 4
 _LINE = 8  # int64 a cache line: each field that threads fight over has a line of its own
@@ -307,6 +308,7 @@ class Team:
             with _signals_blocked():
                 for own in self._own:
                     self._start(worker, own)
+        self._placing = Placing(self._handles)
 
     def _start(self, worker: int, own: np.ndarray) -> None:
         handle = ctypes.c_ulong()
@@ -322,6 +324,8 @@ class Team:
     def run(self, table: np.ndarray, first: int, count: int) -> None:
         """Walk ``count`` steps of the table from step ``first`` on. The caller holds ``lock``."""
         self._reserve(count)
+        if self._handles:
+            self._placing.leave_caller_alone()
         # `table.ctypes.data` is the same and takes a microsecond.
         self._run(self._address, table.__array_interface__["data"][0] + first * STEP_COLUMNS * 8, count, 0)
 
@@ -331,6 +335,7 @@ class Team:
         apart = table[first : first + count].copy()
         apart[:, STEP_COLUMNS - 1] = 1
         times = np.zeros(count + 1, np.int64)
+        self._placing.leave_caller_alone()
         start = time.perf_counter()
         run = _ENTRY(compile_kernel(*_RUNNER_TIMED, host_target()))
         run(self._address, apart.ctypes.data, count, times.ctypes.data)
