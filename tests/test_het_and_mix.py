@@ -273,8 +273,9 @@ class TestMix:
         pick = random.Random(seed)
         rank, padding = pick.choice([1, 2, 2, 3]), pick.choice(["same", "same_lower", "half"])
         kernels = pick.choice([(1,), (3, 5), (3, 5, 7), (1, 3, 9)] if padding == "half" else [(2,), (3, 4), (1, 2, 5)])
+        channels = pick.choice([3, 4, 5, 8, 16, 17, 40])
         spec = MixSpec(
-            pick.choice([3, 4, 5, 8, 16, 17, 40]), kernels, rank=rank, split=pick.choice(["equal", "exponential"]),
+            channels, kernels, rank=rank, split=pick.choice(["equal", "exponential"]) if channels > 3 else "equal",
             stride=pick.choice([1, 1, 2, 3]), dilation=pick.choice([1, 1, 2]), padding=padding,
             bias=pick.random() < 0.5,
         )  # fmt: skip
