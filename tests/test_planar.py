@@ -108,7 +108,7 @@ def test_nan_and_infinity_go_where_the_sums_take_them(kernel: tuple[int, ...]) -
 
 def test_scratch_is_what_the_row_says() -> None:
     spec = ConvSpec(64, 64, (3, 3), padding=1, groups=16)
-    p = Problem(spec, (56, 56), 1, np.dtype(np.float32), host_target(), 2, plain_input=True, plain_output=True)
+    p = Problem(spec, (56, 56), 1, np.dtype(np.float32), host_target(), 2, algorithm="direct-planes")
     assert algorithm_of(p) is lowering.ROW
     plan = check(planes(spec, (56, 56), threads=2), host_target())
     (step,) = plan.steps
