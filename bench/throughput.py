@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from quiet import Calm
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +24,8 @@ from convwright.cli.workers import Workers
 from convwright.runtime.machine import cores
 
 OWN = ("convwright", "convwright-map")
+# By the number of threads; kept from network to network, because what they have seen at best is what they go by.
+moments: dict[int, Calm] = {}
 OTHERS = ("onnxruntime", "onnxruntime-threads", "openvino", "openvino-streams")
 
 
@@ -38,7 +41,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.batch < 1 or options.threads < 1:
         parser.error(f"--batch and --threads must be positive, not {options.batch} and {options.threads}")
-    paths = [path for path in sorted(options.folder.glob("*.onnx")) if not options.names or path.stem in options.names]
+    usual = [path for path in sorted(options.folder.glob("*.onnx")) if "-" not in path.stem]  # the rest: other shapes
+    paths = [path for path in usual if not options.names or path.stem in options.names]
     if not paths:
         parser.error(f"no networks {' '.join(options.names)} in {options.folder}")
     counts = list(range(1, options.threads + 1)) if options.scaling else [options.threads]
@@ -73,9 +77,10 @@ def measure(path: Path, peers: tuple[str, ...], batch: int, threads: int, second
         sizes = [size if isinstance(size, int) else 224 for size in info.shape[1:]]
         inputs[name] = generator.standard_normal((batch, *sizes)).astype(info.dtype)
     entries = [Entry(peer, peer, str(path), inputs) for peer in peers]
+    calm = moments.setdefault(threads, Calm(threads))
     with Workers(threads) as workers:
         # Turns of several batches each, of the slow networks too.
-        return compete(entries, workers, seconds=seconds, turn=0.5, compare=False)
+        return compete(entries, workers, seconds=seconds, turn=0.5, compare=False, calm=calm)
 
 
 def best(rates: dict[str, float | None], peers: tuple[str, ...]) -> float | None:
