@@ -16,27 +16,40 @@ HOST, OTHERS = 3000, 1000  # specifications of a full run: on this CPU's own tar
 FIRST = 1000  # the first seed of full runs; smaller ones are the default run's
 
 
-def on_host(count: int, first: int = 0, part: int = 100) -> pytest.MarkDecorator:
-    """Parametrises a test with `count` seeds, `part` of them a case: its argument `seeds`."""
-    return pytest.mark.parametrize("seeds", _parts(count, first, part), ids=lambda seeds: str(seeds.start))
+def on_host(count: int, full: int = HOST, first: int = FIRST, part: int = 100) -> pytest.MarkDecorator:
+    """Parametrises a test with seeds, `part` of them a case: its argument `seeds`.
+
+    `count` are the default run's; `full` further ones, from `first` on, are marked long.
+    """
+    seeds = _parts(count, full, first, part)
+    return pytest.mark.parametrize("seeds", [pytest.param(own, id=str(own.start), marks=marks) for own, marks in seeds])
 
 
 def on_targets(
-    host: int, others: int | None = None, first: int = 0, part: int = 100, targets: pytest.MarkDecorator = each_target
+    count: int, full: tuple[int, int] = (HOST, OTHERS), part: int = 100, targets: pytest.MarkDecorator = each_target
 ) -> pytest.MarkDecorator:
-    """Parametrises a test with targets and seeds, its arguments `target` and `seeds`: `host` seeds for this CPU's own
-    target, `others` (as many, unless given) for each other."""
+    """Parametrises a test with targets and seeds, its arguments `target` and `seeds`: as `on_host`, `full` for this
+    CPU's own target and for each other."""
     own = host_target().name
     params = [
-        pytest.param(param.values[0], seeds, id=f"{param.id}-{seeds.start}", marks=param.marks)
+        pytest.param(param.values[0], seeds, id=f"{param.id}-{seeds.start}", marks=[*param.marks, *marks])
         for param in targets.args[1]
-        for seeds in _parts(host if param.id == own or others is None else others, first, part)
+        for seeds, marks in _parts(count, full[param.id != own], FIRST, part)
     ]
     return pytest.mark.parametrize(("target", "seeds"), params)
 
 
-def _parts(count: int, first: int, part: int) -> list[range]:
-    return [range(start, min(start + part, first + count)) for start in range(first, first + count, part)]
+Marks = list[pytest.MarkDecorator]
+
+
+def _parts(count: int, full: int, first: int, part: int) -> list[tuple[range, Marks]]:
+    """The seeds of each case, and how it is marked."""
+    runs: list[tuple[range, Marks]] = [(range(count), []), (range(first, first + full), [pytest.mark.long])]
+    return [
+        (range(start, min(start + part, seeds.stop)), marks)
+        for seeds, marks in runs
+        for start in range(seeds.start, seeds.stop, part)
+    ]
 
 
 def check_each(seeds: range, draw: Callable[[int], T], check: Callable[[T], Any]) -> None:
@@ -48,7 +61,3 @@ def check_each(seeds: range, draw: Callable[[int], T], check: Callable[[T], Any]
         except BaseException as failure:
             failure.add_note(f"seed {seed}: {drawn}")
             raise
-
-
-full_run_on_host = on_host(HOST, FIRST)
-full_run_on_targets = on_targets(HOST, OTHERS, FIRST)

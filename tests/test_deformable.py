@@ -28,7 +28,7 @@ from convwright.spec import ConvSpec, DeformableSpec
 from tests.convolutions import ACTIVATIONS, RESIDUAL, Epilogue, compare, random_epilogue, random_size, random_window
 from tests.kernels import each_target
 from tests.plans import Arrays, Planned, graph_of, planned
-from tests.sweeps import FIRST, check_each, full_run_on_host, full_run_on_targets, on_host, on_targets
+from tests.sweeps import check_each, on_host, on_targets
 from tests.test_spills import spilling
 
 
@@ -160,12 +160,6 @@ def test_random_convolutions(target: Target, seeds: range) -> None:
     check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
 
 
-@pytest.mark.long
-@full_run_on_targets
-def test_many_random_convolutions(target: Target, seeds: range) -> None:
-    check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
-
-
 def simple(
     own: tuple[int, int] = (5, 7),
     groups: int = 1,
@@ -273,14 +267,8 @@ def check_float64(case: Case, target: Target) -> None:
     compare(result, expected, bound * 2.0**-28, case)
 
 
-@on_targets(8)
+@on_targets(8, full=(300, 300))
 def test_float64(target: Target, seeds: range) -> None:
-    check_each(seeds, lambda seed: random_case(seed, target), lambda case: check_float64(case, target))
-
-
-@pytest.mark.long
-@on_targets(300, first=FIRST)
-def test_many_of_float64(target: Target, seeds: range) -> None:
     check_each(seeds, lambda seed: random_case(seed, target), lambda case: check_float64(case, target))
 
 
@@ -300,15 +288,8 @@ def check_call(case: Case) -> None:
     compare(result, expected[0] if case.batch == 1 else expected, bound, case)
 
 
-@on_host(20)
+@on_host(200)
 def test_random_calls(seeds: range) -> None:
-    check_each(seeds, lambda seed: random_case(seed, host_target()), check_call)
-    functional.forget()
-
-
-@pytest.mark.long
-@full_run_on_host
-def test_many_random_calls(seeds: range) -> None:
     check_each(seeds, lambda seed: random_case(seed, host_target()), check_call)
     functional.forget()
 

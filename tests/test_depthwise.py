@@ -20,7 +20,7 @@ from tests.convolutions import (
     random_window,
 )  # fmt: skip
 from tests.kernels import each_target
-from tests.sweeps import check_each, full_run_on_targets, on_targets
+from tests.sweeps import check_each, on_targets
 
 
 def depthwise_spec(channels: int, kernel: tuple[int, ...], **options: object) -> ConvSpec:
@@ -48,12 +48,6 @@ def random_case(seed: int, target: Target) -> Case:
 
 @on_targets(40)
 def test_random_convolutions(target: Target, seeds: range) -> None:
-    check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
-
-
-@pytest.mark.long
-@full_run_on_targets
-def test_many_random_convolutions(target: Target, seeds: range) -> None:
     check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
 
 

@@ -21,7 +21,7 @@ from convwright.model.problem import Problem
 from convwright.spec import ConvSpec
 from tests.forced import Case
 from tests.kernels import each_target
-from tests.sweeps import FIRST, HOST, check_each, on_targets
+from tests.sweeps import HOST, check_each, on_targets
 
 Options = tuple[tuple[str, Any], ...]
 
@@ -89,14 +89,8 @@ def problem(case: Case, target: Target, **changes: Any) -> Problem:
     return Problem(case.spec, case.size, case.batch, dtype, target, case.threads, **options)
 
 
-@on_targets(30)
+@on_targets(30, full=(HOST, HOST))
 def test_random_convolutions(target: Target, seeds: range) -> None:
-    check_each(seeds, lambda seed: random_case(seed, target), lambda case: check(case, target))
-
-
-@pytest.mark.long
-@on_targets(HOST, first=FIRST)
-def test_many_random_convolutions(target: Target, seeds: range) -> None:
     check_each(seeds, lambda seed: random_case(seed, target), lambda case: check(case, target))
 
 

@@ -25,7 +25,7 @@ from tests.convolutions import (
 )  # fmt: skip
 from tests.kernels import each_target
 from tests.plans import graph_of, planned
-from tests.sweeps import check_each, full_run_on_targets, on_targets
+from tests.sweeps import check_each, on_targets
 
 
 def random_case(seed: int, target: Target) -> Case:
@@ -51,12 +51,6 @@ def random_case(seed: int, target: Target) -> Case:
 
 @on_targets(80)
 def test_random_convolutions(target: Target, seeds: range) -> None:
-    check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
-
-
-@pytest.mark.long
-@full_run_on_targets
-def test_many_random_convolutions(target: Target, seeds: range) -> None:
     check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
 
 

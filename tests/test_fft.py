@@ -22,7 +22,7 @@ from convwright.spec import PADDING_MODES, ConvSpec
 from tests.forced import ROUNDING, Case, random_case
 from tests.guard import guarded_bytes
 from tests.kernels import _signature, each_target
-from tests.sweeps import check_each, full_run_on_targets, on_targets
+from tests.sweeps import check_each, on_targets
 from tests.test_spills import share_of_spills
 
 
@@ -52,12 +52,6 @@ def applicable(seed: int, target: Target) -> Case:
 
 @on_targets(30)
 def test_random_convolutions(target: Target, seeds: range) -> None:
-    check_each(seeds, lambda seed: applicable(seed, target), lambda case: check(case, target))
-
-
-@pytest.mark.long
-@full_run_on_targets
-def test_many_random_convolutions(target: Target, seeds: range) -> None:
     check_each(seeds, lambda seed: applicable(seed, target), lambda case: check(case, target))
 
 

@@ -19,7 +19,7 @@ from convwright.spec import (
     ConvSpec,
 )
 from tests.functional import Array, close, normal, refused
-from tests.sweeps import check_each, full_run_on_host, on_host
+from tests.sweeps import check_each, on_host
 from tests.torch_convolutions import CONV, CONV_TRANSPOSE, random_case, torch_conv
 
 
@@ -72,12 +72,6 @@ def check_random(drawn: Drawn) -> None:
 
 @on_host(120, part=20)
 def test_random_convolutions(seeds: range) -> None:
-    check_each(seeds, drawn_with, check_random)
-
-
-@pytest.mark.long
-@full_run_on_host
-def test_many_random_convolutions(seeds: range) -> None:
     check_each(seeds, drawn_with, check_random)
 
 

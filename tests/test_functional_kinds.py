@@ -25,7 +25,7 @@ from convwright.spec import (
 )
 from tests import integers
 from tests.functional import close, normal, refused
-from tests.sweeps import FIRST, check_each, full_run_on_host, on_host
+from tests.sweeps import check_each, on_host
 
 
 @pytest.fixture(autouse=True)
@@ -116,11 +116,6 @@ def random_shuffle(seed: int) -> Shuffle:
 class TestShuffle:
     @on_host(200)
     def test_random(self, seeds: range) -> None:
-        check_each(seeds, random_shuffle, Shuffle.check)
-
-    @pytest.mark.long
-    @full_run_on_host
-    def test_many_random(self, seeds: range) -> None:
         check_each(seeds, random_shuffle, Shuffle.check)
 
     @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int8, np.int64, np.float16, np.complex64])
@@ -249,15 +244,8 @@ both_integer_kinds = pytest.mark.parametrize("kind", ["integer", "qlinear"])
 
 
 @both_integer_kinds
-@on_host(6)
+@on_host(100, full=1500)
 def test_random_integers(kind: str, seeds: range) -> None:
-    check_each(seeds, lambda seed: random_integers(kind, seed), IntegerCall.check)
-
-
-@pytest.mark.long
-@both_integer_kinds
-@on_host(1500, FIRST)
-def test_many_random_integers(kind: str, seeds: range) -> None:
     check_each(seeds, lambda seed: random_integers(kind, seed), IntegerCall.check)
 
 

@@ -14,7 +14,7 @@ from convwright.model.problem import Problem
 from convwright.spec import ConvSpec
 from tests.convolutions import RESIDUAL, SIZES, WIDER, Case, compare, random_epilogue, random_size, random_window
 from tests.kernels import each_target
-from tests.sweeps import check_each, full_run_on_targets, on_targets
+from tests.sweeps import check_each, on_targets
 
 
 def in_groups(
@@ -69,12 +69,6 @@ def random_case(seed: int, target: Target) -> Case:
 
 @on_targets(30)
 def test_random_convolutions(target: Target, seeds: range) -> None:
-    check_each(seeds, lambda seed: random_case(seed, target), lambda case: check(case, target))
-
-
-@pytest.mark.long
-@full_run_on_targets
-def test_many_random_convolutions(target: Target, seeds: range) -> None:
     check_each(seeds, lambda seed: random_case(seed, target), lambda case: check(case, target))
 
 

@@ -30,7 +30,7 @@ from convwright.spec import (
 from tests.functional import Array, close, normal, refused
 from tests.kernels import each_target
 from tests.plans import graph_of, planned
-from tests.sweeps import FIRST, OTHERS, check_each, full_run_on_host, on_host, on_targets
+from tests.sweeps import OTHERS, check_each, on_host, on_targets
 
 
 @pytest.fixture(autouse=True)
@@ -85,13 +85,8 @@ def random_residues(seed: int, target: Target) -> Drawn:
 
 
 class TestHet:
-    @on_host(30)
+    @on_host(200)
     def test_random(self, seeds: range) -> None:
-        check_each(seeds, random_het, self.check)
-
-    @pytest.mark.long
-    @full_run_on_host
-    def test_many_random(self, seeds: range) -> None:
         check_each(seeds, random_het, self.check)
 
     def check(self, drawn: Drawn) -> None:
@@ -107,13 +102,8 @@ class TestHet:
         close(cw.het_conv(x, weight, bias, **options), expected, dtype)
         close(cw.het_conv(x[1], weight, bias, **options), expected[1], dtype)
 
-    @on_targets(12)
+    @on_targets(12, full=(OTHERS, OTHERS))
     def test_between_guard_pages(self, target: Target, seeds: range) -> None:
-        check_each(seeds, random_het, lambda drawn: self.check_plan(drawn, target))
-
-    @pytest.mark.long
-    @on_targets(OTHERS, first=FIRST)
-    def test_many_between_guard_pages(self, target: Target, seeds: range) -> None:
         check_each(seeds, random_het, lambda drawn: self.check_plan(drawn, target))
 
     def check_plan(self, drawn: Drawn, target: Target) -> None:
@@ -166,9 +156,8 @@ class TestHet:
             spec = HetSpec(ConvSpec(part * own_in * v, part * own_out * v, (3, 3), **options), part)
             self.check_residues((spec, (9, 2 * v + 5), seed), target, batch)
 
-    @pytest.mark.long
-    @on_targets(500, 250, FIRST)
-    def test_many_random_by_residue(self, target: Target, seeds: range) -> None:
+    @on_targets(0, full=(500, 250))
+    def test_random_by_residue(self, target: Target, seeds: range) -> None:
         check_each(
             seeds,
             lambda seed: random_residues(seed, target),
@@ -259,13 +248,8 @@ class TestHet:
 
 
 class TestMix:
-    @on_host(30)
+    @on_host(200)
     def test_random(self, seeds: range) -> None:
-        check_each(seeds, self.draw, self.check)
-
-    @pytest.mark.long
-    @full_run_on_host
-    def test_many_random(self, seeds: range) -> None:
         check_each(seeds, self.draw, self.check)
 
     def draw(self, seed: int) -> tuple[MixSpec, tuple[int, ...], int]:
@@ -293,13 +277,8 @@ class TestMix:
         close(cw.mix_conv(x, weights, bias, **options, threads=1 + seed % 3), expected, dtype)
         close(cw.mix_conv(x[0], weights, bias, **options), expected[0], dtype)
 
-    @on_targets(12)
+    @on_targets(12, full=(OTHERS, OTHERS))
     def test_between_guard_pages(self, target: Target, seeds: range) -> None:
-        check_each(seeds, self.draw, lambda drawn: self.check_plan(drawn, target))
-
-    @pytest.mark.long
-    @on_targets(OTHERS, first=FIRST)
-    def test_many_between_guard_pages(self, target: Target, seeds: range) -> None:
         check_each(seeds, self.draw, lambda drawn: self.check_plan(drawn, target))
 
     def check_plan(self, drawn: tuple[MixSpec, tuple[int, ...], int], target: Target) -> None:

@@ -17,7 +17,7 @@ from convwright.model.problem import Problem
 from convwright.spec import ConvSpec
 from tests.forced import Case, random_case
 from tests.kernels import each_target
-from tests.sweeps import FIRST, HOST, check_each, on_targets
+from tests.sweeps import HOST, check_each, on_targets
 from tests.test_spills import share_of_spills
 
 FLOAT = np.dtype(np.float32)
@@ -27,14 +27,8 @@ def dense(channels: int, outs: int, size: tuple[int, ...], **options: Any) -> Ca
     return Case("im2col", ConvSpec(channels, outs, (3,) * len(size), padding=1), size, **options)
 
 
-@on_targets(40)
+@on_targets(40, full=(HOST, HOST))
 def test_random_convolutions(target: Target, seeds: range) -> None:
-    check_each(seeds, lambda seed: random_case("im2col", seed, target), lambda case: case.check(target))
-
-
-@pytest.mark.long
-@on_targets(HOST, first=FIRST)
-def test_many_random_convolutions(target: Target, seeds: range) -> None:
     check_each(seeds, lambda seed: random_case("im2col", seed, target), lambda case: case.check(target))
 
 

@@ -24,17 +24,11 @@ from tests.guard import guarded_bytes
 from tests.integers import SPECS, Case, Ints, on_each_target, random_case, targets_here
 from tests.kernels import call
 from tests.plans import Arrays, graph_of, planned
-from tests.sweeps import FIRST, HOST, OTHERS, check_each, on_targets
+from tests.sweeps import check_each, on_targets
 
 
 @on_targets(10, targets=on_each_target)
 def test_random_convolutions(target: Target, seeds: range) -> None:
-    check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
-
-
-@pytest.mark.long
-@on_targets(HOST, OTHERS, FIRST, targets=on_each_target)
-def test_many_random_convolutions(target: Target, seeds: range) -> None:
     check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from convwright import functional
 from tests.kinds import CHAINS, CONVOLUTIONS, random_call
-from tests.sweeps import FIRST, check_each, full_run_on_host, on_host
+from tests.sweeps import FIRST, check_each, on_host
 
 every_kind = pytest.mark.parametrize("kind", [*CONVOLUTIONS, *CHAINS])
 
@@ -20,20 +20,12 @@ def nothing_remembered() -> Any:
 
 
 @every_kind
-@on_host(20)
+@on_host(200)
 def test_random_calls(kind: str, seeds: range) -> None:
     check_each(seeds, lambda seed: random_call(kind, seed), lambda call: call.check())
 
 
-@pytest.mark.long
-@every_kind
-@full_run_on_host
-def test_many_random_calls(kind: str, seeds: range) -> None:
-    check_each(seeds, lambda seed: random_call(kind, seed), lambda call: call.check())
-
-
-@pytest.mark.long
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
-@on_host(500, 10 * FIRST)
-def test_many_random_calls_by_every_algorithm(kind: str, seeds: range) -> None:
+@on_host(0, full=500, first=10 * FIRST)
+def test_random_calls_by_every_algorithm(kind: str, seeds: range) -> None:
     check_each(seeds, lambda seed: random_call(kind, seed), lambda call: call.check_algorithms())

@@ -17,7 +17,7 @@ import convwright as cw
 from convwright import reference
 from convwright.errors import ConvwrightError
 from convwright.spec import PADDING_MODES, ConvSpec
-from tests.sweeps import FIRST, full_run_on_host, on_host
+from tests.sweeps import on_host
 from tests.torch_convolutions import arrays, random_case, torch_conv
 
 Array = NDArray[Any]
@@ -51,12 +51,6 @@ def check_matrix(seeds: range) -> None:
 
 @on_host(400)
 def test_the_matrix_of_random_specs_does_what_torch_does(seeds: range) -> None:
-    check_matrix(seeds)
-
-
-@pytest.mark.long
-@full_run_on_host
-def test_the_matrix_of_many_random_specs_does_what_torch_does(seeds: range) -> None:
     check_matrix(seeds)
 
 
@@ -195,15 +189,8 @@ def check_columns(seeds: range) -> None:
     assert compared > 20
 
 
-@on_host(300)
+@on_host(300, full=8000)
 def test_weights_times_columns_are_the_convolution_and_col2im_its_adjoint(seeds: range) -> None:
-    check_columns(seeds)
-
-
-@pytest.mark.long
-@on_host(8000, FIRST)
-def test_weights_times_columns_of_many_random_specs(seeds: range) -> None:
-    """Three in five of them are transposed or do not fit."""
     check_columns(seeds)
 
 

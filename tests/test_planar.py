@@ -24,7 +24,7 @@ from tests import forced
 from tests.forced import Case
 from tests.kernels import each_target
 from tests.plans import Planned
-from tests.sweeps import FIRST, HOST, check_each, on_targets
+from tests.sweeps import HOST, check_each, on_targets
 
 Random = np.random.Generator
 planes = partial(Case, "direct-planes")
@@ -37,14 +37,8 @@ def check(case: Case, target: Target) -> Planned:
     return plan
 
 
-@on_targets(40)
+@on_targets(40, full=(HOST, HOST))
 def test_random_convolutions(target: Target, seeds: range) -> None:
-    check_each(seeds, lambda seed: random_case(seed, target), lambda case: check(case, target))
-
-
-@pytest.mark.long
-@on_targets(HOST, first=FIRST)
-def test_many_random_convolutions(target: Target, seeds: range) -> None:
     check_each(seeds, lambda seed: random_case(seed, target), lambda case: check(case, target))
 
 

@@ -18,7 +18,7 @@ from convwright.spec import ConvSpec
 from tests.convolutions import random_size, random_window
 from tests.kernels import each_target
 from tests.plans import Arrays, Planned, graph_of, planned
-from tests.sweeps import check_each, full_run_on_targets, on_targets
+from tests.sweeps import check_each, on_targets
 
 ALGORITHMS = ("auto", "im2col", "direct-planes", "direct-blocked")
 INTERNAL = "convwright"
@@ -124,12 +124,6 @@ def random_case(seed: int, target: Target) -> Case:
 
 @on_targets(12)
 def test_random_convolutions(target: Target, seeds: range) -> None:
-    check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
-
-
-@pytest.mark.long
-@full_run_on_targets
-def test_many_random_convolutions(target: Target, seeds: range) -> None:
     check_each(seeds, lambda seed: random_case(seed, target), lambda case: case.check(target))
 
 

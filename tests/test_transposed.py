@@ -15,7 +15,7 @@ from convwright.model.lower import transposed as lowering
 from convwright.model.problem import Problem
 from convwright.spec import ConvSpec
 from tests.plans import graph_of, planned
-from tests.sweeps import FIRST, OTHERS, check_each, on_targets
+from tests.sweeps import OTHERS, check_each, on_targets
 
 BOUND = 8e-6  # of the largest value: tests/test_winograd.py
 
@@ -96,25 +96,13 @@ def check_random(drawn: Drawn, target: Target, variant: str = "transposed") -> N
     )  # fmt: skip
 
 
-@on_targets(25)
+@on_targets(25, full=(OTHERS, OTHERS))
 def test_random_transposed_convolutions(target: Target, seeds: range) -> None:
     check_each(seeds, lambda seed: random_spec(seed, target), lambda drawn: check_random(drawn, target))
 
 
-@on_targets(15)
+@on_targets(15, full=(OTHERS, OTHERS))
 def test_phases_as_channels(target: Target, seeds: range) -> None:
-    check_each(seeds, lambda seed: random_few(seed, target), lambda drawn: check_random(drawn, target, "subpixel"))
-
-
-@pytest.mark.long
-@on_targets(OTHERS, first=FIRST)
-def test_many_random_transposed_convolutions(target: Target, seeds: range) -> None:
-    check_each(seeds, lambda seed: random_spec(seed, target), lambda drawn: check_random(drawn, target))
-
-
-@pytest.mark.long
-@on_targets(OTHERS, first=FIRST)
-def test_many_phases_as_channels(target: Target, seeds: range) -> None:
     check_each(seeds, lambda seed: random_few(seed, target), lambda drawn: check_random(drawn, target, "subpixel"))
 
 

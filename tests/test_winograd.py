@@ -32,7 +32,7 @@ from convwright.spec import ConvSpec
 from tests.convolutions import RESIDUAL, STEEPEST, Case, Random, compare, random_epilogue
 from tests.kernels import each_target
 from tests.plans import Planned, graph_of, planned
-from tests.sweeps import check_each, full_run_on_targets, on_targets
+from tests.sweeps import check_each, on_targets
 
 F4 = (4, 3)
 PLACES = 36
@@ -173,14 +173,8 @@ def check_random(case: Case, target: Target) -> None:
     check(case, target, random_strip_bytes(case, target, np.random.default_rng(case.seed)))
 
 
-@on_targets(16)
+@on_targets(40)
 def test_random_convolutions(target: Target, seeds: range) -> None:
-    check_each(seeds, lambda seed: random_case(seed, target), lambda case: check_random(case, target))
-
-
-@pytest.mark.long
-@full_run_on_targets
-def test_many_random_convolutions(target: Target, seeds: range) -> None:
     check_each(seeds, lambda seed: random_case(seed, target), lambda case: check_random(case, target))
 
 
