@@ -17,11 +17,13 @@ import onnx
 import pytest
 
 import convwright as cw
+from convwright.codegen.jit import compile_kernel
 from convwright.graph import Graph, Node, ValueInfo
 from convwright.model import model as module
 from convwright.model.lower.fallback import SlowOperatorWarning
 from convwright.model.plan import _small, make_plan
 from convwright.networks.assembly import Assembly
+from convwright.runtime import team
 from convwright.spec import ConvSpec
 
 from .graph_models import Array, model, node, read, run, weights
@@ -504,6 +506,16 @@ def test_profile_counts_every_multiplication() -> None:
     report = compiled.profile(image(1, 3, 12, 10), runs=2)
     pixels = 12 * 10
     assert sum(step.macs for step in report.steps) == pixels * (20 * 27 + 20 * 9 + 12 * 20 + 20 * 32 * 9 + 3 * 20)
+
+
+def test_compiling_what_times_steps_is_not_timed() -> None:
+    def slow(*arguments: Any) -> int:
+        time.sleep(0.3)
+        return compile_kernel(*arguments)
+
+    with cw.compile(read(restorer())) as compiled, patch.object(team, "compile_kernel", slow):
+        report = compiled.profile(image(1, 3, 12, 10), runs=1)
+    assert sum(step.seconds for step in report.steps) < 0.3
 
 
 def test_a_little_work_is_done_by_one_thread_and_much_by_the_team() -> None:

@@ -324,8 +324,7 @@ class Team:
     def run(self, table: np.ndarray, first: int, count: int) -> None:
         """Walk ``count`` steps of the table from step ``first`` on. The caller holds ``lock``."""
         self._reserve(count)
-        if self._handles:
-            self._placing.leave_caller_alone()
+        self._placing.leave_caller_alone()
         # `table.ctypes.data` is the same and takes a microsecond.
         self._run(self._address, table.__array_interface__["data"][0] + first * STEP_COLUMNS * 8, count, 0)
 
@@ -335,9 +334,9 @@ class Team:
         apart = table[first : first + count].copy()
         apart[:, STEP_COLUMNS - 1] = 1
         times = np.zeros(count + 1, np.int64)
+        run = _ENTRY(compile_kernel(*_RUNNER_TIMED, host_target()))
         self._placing.leave_caller_alone()
         start = time.perf_counter()
-        run = _ENTRY(compile_kernel(*_RUNNER_TIMED, host_target()))
         run(self._address, apart.ctypes.data, count, times.ctypes.data)
         seconds = time.perf_counter() - start
         cycles = np.diff(times)
