@@ -147,9 +147,9 @@ def choose(rows: tuple[Algorithm, ...], problem: Problem, cost: Callable[[Algori
     able = [row for row, reason in zip(wanted, reasons.values(), strict=True) if reason is None]
     if not able:
         raise ConvwrightError("no algorithm: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
-    least = {row.name + row.variant: row.least_cycles(problem) if row.least_cycles else 0.0 for row in able}
+    bounds = [(row.least_cycles(problem) if row.least_cycles else 0.0, row) for row in able]
     best, lowest = able[0], math.inf
-    for row in sorted(able, key=lambda row: least[row.name + row.variant]):
-        if least[row.name + row.variant] < lowest and (found := cost(row, problem)) < lowest:
+    for least, row in sorted(bounds, key=lambda bound: bound[0]):
+        if least < lowest and (found := cost(row, problem)) < lowest:
             best, lowest = row, found
     return best

@@ -11,10 +11,10 @@ are zeros of the strip's halo.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -29,6 +29,11 @@ from convwright.model.values import Buffer, Value, blocks_of
 
 _LONGEST = 4  # layers of a chain
 _SCRATCH_BYTES = 640 * 1024  # of one thread: what lies between the layers stays in the second-level cache
+# The rows whose kernels can do a strip, and what adds their step; a first layer that reads planes has its own.
+_ADD: Mapping[Algorithm, Callable[..., None]] = {
+    direct.ROW: direct.add, depthwise.ROW: depthwise.add, grouped.ROW: grouped.add,
+}  # fmt: skip
+_add_first = partial(direct.add, planar=True)
 _CALL_CYCLES = 150.0  # of calling a kernel for a strip
 _FAR_CYCLES = 0.1  # a byte between layers computed apart, each thread: measured with an idle third-level cache
 
@@ -162,7 +167,7 @@ def _kernel_of(b: Builder, layer: Layer) -> Algorithm | None:
     except ConvwrightError:
         return None
     row = conv.algorithm_of(p)
-    if row not in (direct.ROW, depthwise.ROW, grouped.ROW) or p.out_size[0] < 2 or p.plain_output:
+    if row not in _ADD or p.out_size[0] < 2 or p.plain_output:
         return None
     return None if row is depthwise.ROW and depthwise.is_clipped(geometry_of(p)) else row
 
@@ -292,10 +297,8 @@ def lower(b: Builder, chain: list[Layer]) -> None:
         with _recorded(b, layer) as steps:
             if at < len(chain) - 1:
                 b.fill_halo(target)
-            if (row := conv.algorithm_of(p)) in (depthwise.ROW, grouped.ROW):
-                (depthwise if row is depthwise.ROW else grouped).add(b, layer, own, source, target, residual)
-            else:
-                direct.add(b, layer, own, source, target, residual, planar=planar and at == 0)
+            add = _add_first if planar and at == 0 else _ADD[conv.algorithm_of(p)]
+            add(b, layer, own, source, target, residual)
         moves += [{}] * (len(steps) - 1) + [move]
         calls += steps
         source = target
