@@ -139,6 +139,17 @@ class Case:
                     y = row.reference(y, *parameters)
         return y, bound
 
+    def check_specials(self, target: Target, rng: Random) -> None:
+        """A NaN or an infinity somewhere in the input, and in the residual, goes where the reference sends it."""
+        inputs, constants = self.arrays()
+        plan = self.plan(inputs, constants, target)
+        for value in (np.nan, np.inf, -np.inf):
+            for name in inputs:
+                changed = {key: array.copy() for key, array in inputs.items()}
+                changed[name][tuple(rng.integers(0, changed[name].shape))] = value
+                expected, bound = self.expected(changed, constants)
+                compare(self.run(plan, changed)[0], expected, bound, (name, value, self))
+
     def check(self, target: Target) -> None:
         inputs, constants = self.arrays()
         result = self.run(self.plan(inputs, constants, target), inputs)

@@ -121,15 +121,7 @@ def test_long_sums_stay_inside_the_bound(target: Target, inside: bool) -> None:
 def test_nan_and_infinity_go_where_the_reference_sends_them(target: Target, name: str, inside: bool) -> None:
     spec = SPECS[name](target.vector)
     case = Case(spec, 2, (9, 14)[-spec.rank :], (RESIDUAL, ("relu",)), inside)
-    inputs, constants = case.arrays()
-    plan = case.plan(inputs, constants, target)
-    rng = np.random.default_rng(7)
-    for value in (np.nan, np.inf, -np.inf):
-        for name in ("x", "r"):
-            changed = {key: array.copy() for key, array in inputs.items()}
-            changed[name][tuple(rng.integers(0, changed[name].shape))] = value
-            expected, bound = case.expected(changed, constants)
-            compare(case.run(plan, changed)[0], expected, bound, (name, value, spec))
+    case.check_specials(target, np.random.default_rng(7))
 
 
 @each_target

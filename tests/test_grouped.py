@@ -12,7 +12,7 @@ from convwright.model.lower import grouped as lowering
 from convwright.model.lower.conv import algorithm_of
 from convwright.model.problem import Problem
 from convwright.spec import ConvSpec
-from tests.convolutions import RESIDUAL, SIZES, WIDER, Case, compare, random_epilogue, random_size, random_window
+from tests.convolutions import RESIDUAL, SIZES, WIDER, Case, random_epilogue, random_size, random_window
 from tests.kernels import each_target
 from tests.sweeps import check_each, on_targets
 
@@ -116,14 +116,7 @@ def test_nan_and_infinity_stay_in_their_group_and_window(target: Target) -> None
     rng = np.random.default_rng(7)
     for own in parts_and_wholes(target):
         case = Case(in_groups(own, 3, padding=1), 2, (5, 9), (RESIDUAL, ("relu",)), algorithm="direct-grouped")
-        inputs, constants = case.arrays()
-        plan = case.plan(inputs, constants, target)
-        for value in (np.nan, np.inf, -np.inf):
-            for name in ("x", "r"):
-                changed = {key: array.copy() for key, array in inputs.items()}
-                changed[name][tuple(rng.integers(0, changed[name].shape))] = value
-                expected, bound = case.expected(changed, constants)
-                compare(case.run(plan, changed)[0], expected, bound, (name, value, own))
+        case.check_specials(target, rng)
 
 
 @each_target
