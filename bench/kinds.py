@@ -7,7 +7,7 @@
 Each case is one layer as an ONNX file with random weights; the runtimes take turns in one run, a process each, from the
 caller's row-major arrays (N x C x spatial) to row-major arrays, so conversions of layout count for everyone. PyTorch is
 raced in both of its layouts, and a peer for which there are several forms of the same layer in each; the fastest form
-counts.
+counts. Rounds in which the cores had moved apart (bench/quiet.py) are repeated, up to a limit.
 
 GFLOP/s is 2 x multiply-accumulates over the median time, in 10**9; for integers the same count of integer operations.
 Transposed convolutions are counted on their input's size, deformable ones without sampling, HetConv without the zeros.
@@ -43,7 +43,7 @@ import onnx
 from kind_cases import KINDS, Case, Kind
 from kind_models import random_inputs
 from kind_results import DISTURBED, OURS, PEERS, Result, joined, page, show
-from quiet import Others
+from quiet import Others, calm_on
 
 import convwright as cw
 from convwright.cli.options import print_json, progress_bar
@@ -91,7 +91,8 @@ def measure(kind: Kind, case: Case, workers: Workers, peers: Sequence[str], seco
                     ]
         for _ in range(ATTEMPTS):
             others = Others()
-            rows = compete(entries, workers, seconds=seconds, turn=TURN, keep=True, patience=PATIENCE)
+            calm = calm_on(workers.threads)
+            rows = compete(entries, workers, seconds=seconds, turn=TURN, keep=True, patience=PATIENCE, calm=calm)
             result.others = others.cores()
             if result.others < DISTURBED:
                 break

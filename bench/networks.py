@@ -40,7 +40,7 @@ from pathlib import Path
 import numpy as np
 from network_page import page
 from network_results import OURS, Race, Result, joined, written
-from quiet import Calm, Others
+from quiet import Others, calm_on
 
 import convwright as cw
 from convwright.cli.peers import PEERS, Unavailable, mnn_file, ncnn_file
@@ -54,8 +54,6 @@ HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "performance.md"
 SECONDS = 12.0  # of a race
 STARTS = 3  # of a process, cold and warm; the one whose compile took the median counts
-# By the number of threads; kept from network to network, because what they have seen at best is what they go by.
-moments: dict[int, Calm] = {}
 NUMERICS = {"default": OURS, "strict": "strict"}  # the runtimes that they go by in a race
 
 
@@ -138,7 +136,7 @@ def speed(
         others = Others()
         exact = threads == counts[-1]  # the answers of one number of threads are enough, and float64 takes its time
         with Workers(threads, environment) as workers:
-            calm = moments.setdefault(threads, Calm(threads))
+            calm = calm_on(threads)
             rows = compete(entries, workers, seconds=seconds, required=[OURS], compare=exact, steady=[OURS], calm=calm)
         races.append(Race(threads, seconds, others.cores(), [*rows, *lost]))
     return races
@@ -162,7 +160,7 @@ def scaling(
     names = {OURS if threads == 1 else f"{OURS} {threads}": threads for threads in range(1, cores() + 1)}
     entries = [Entry(name, OURS, str(path), inputs, threads=threads) for name, threads in names.items()]
     with Workers(1, environment) as workers:
-        calm = moments.setdefault(cores(), Calm(cores()))
+        calm = calm_on(cores())
         rows = compete(entries, workers, seconds=seconds / 2, required=list(names), compare=False, calm=calm)
     return {
         names[row.peer]: (row.median_s, 1 / row.ratio)

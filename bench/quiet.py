@@ -11,6 +11,7 @@ Linux alone tells; elsewhere nobody is seen, and every moment is like every othe
 
 import os
 import time
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -72,6 +73,13 @@ class Calm:
             return time.perf_counter() - begin
         finally:
             os.sched_setaffinity(0, cores)
+
+
+@cache
+def calm_on(threads: int) -> Calm:
+    """The one of this process for so many threads: kept from race to race, because what it saw at best is what it goes
+    by."""
+    return Calm(threads)
 
 
 def _cores() -> set[int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quiet import Calm
+from quiet import calm_on
 from rich.console import Console
 from rich.table import Table
 
@@ -24,8 +24,6 @@ from convwright.cli.workers import Workers
 from convwright.runtime.machine import cores
 
 OWN = ("convwright", "convwright-map")
-# By the number of threads; kept from network to network, because what they have seen at best is what they go by.
-moments: dict[int, Calm] = {}
 OTHERS = ("onnxruntime", "onnxruntime-threads", "openvino", "openvino-streams")
 
 
@@ -77,10 +75,9 @@ def measure(path: Path, peers: tuple[str, ...], batch: int, threads: int, second
         sizes = [size if isinstance(size, int) else 224 for size in info.shape[1:]]
         inputs[name] = generator.standard_normal((batch, *sizes)).astype(info.dtype)
     entries = [Entry(peer, peer, str(path), inputs) for peer in peers]
-    calm = moments.setdefault(threads, Calm(threads))
     with Workers(threads) as workers:
         # Turns of several batches each, of the slow networks too.
-        return compete(entries, workers, seconds=seconds, turn=0.5, compare=False, calm=calm)
+        return compete(entries, workers, seconds=seconds, turn=0.5, compare=False, calm=calm_on(threads))
 
 
 def best(rates: dict[str, float | None], peers: tuple[str, ...]) -> float | None:
