@@ -8,6 +8,7 @@ from statistics import geometric_mean
 from typing import Any
 
 from convwright.cli.race import Row
+from convwright.files import replacing
 
 OURS = "convwright"
 
@@ -97,8 +98,10 @@ class Result:
 
 
 def written(results: Iterable[Result], path: Path) -> None:
-    """Write them for `joined`."""
-    path.write_text(json.dumps([result.to_dict() for result in results], indent=1) + "\n", encoding="utf-8")
+    """Write them for `joined`, whole or not at all: the file is written anew after every network."""
+    text = json.dumps([result.to_dict() for result in results], indent=1) + "\n"
+    with replacing(path.resolve()) as file:
+        file.write(text.encode())
 
 
 def joined(paths: Sequence[Path]) -> list[Result]:
