@@ -1,11 +1,11 @@
-"""Images a second: a batch in one call, and its images one by one on a thread each, beside onnxruntime and openvino.
+"""Images a second: a batch in one call, and its images one by one on a thread each, beside other runtimes.
 
     python bench/throughput.py FOLDER [NAME ...] [--batch 8] [--threads N] [--seconds 20] [--scaling] [--json FILE]
 
 FOLDER holds the networks that bench/export_networks.py writes. Runtimes take turns, a process each. `map` is
-`Model.map`; `threads` is one session of onnxruntime on one thread, called by N Python threads; `streams` is openvino
-under its throughput hint, a stream a thread. The ratio is convwright's better figure over the best of the others.
---scaling measures convwright alone on 1 to N threads. Needs onnxruntime and openvino for their columns.
+`Model.map`; `threads` is one session on one thread, called by N Python threads; `streams` is openvino under its
+throughput hint, a stream a thread; `images` is ncnn, which takes no batch, on N threads, an image after another. The
+ratio is convwright's better figure over the best of the others. --scaling measures convwright alone on 1 to N threads.
 """
 
 import argparse
@@ -24,7 +24,9 @@ from convwright.cli.workers import Workers
 from convwright.runtime.machine import cores
 
 OWN = ("convwright", "convwright-map")
-OTHERS = ("onnxruntime", "onnxruntime-threads", "openvino", "openvino-streams")
+OTHERS = (
+    "onnxruntime", "onnxruntime-threads", "openvino", "openvino-streams", "torch", "ncnn-threads", "ncnn-images", "mnn",
+)  # fmt: skip
 
 
 def main() -> None:

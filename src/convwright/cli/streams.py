@@ -4,13 +4,15 @@ They take the place of `convwright.cli.peers` in a race; an inference is still t
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from convwright.cli.peers import Arrays, Peer, Runner, Shapes, Unavailable
+from convwright.cli.peers import PEERS, Arrays, Peer, Runner, Shapes, Unavailable
+
+Opened = Callable[[str, Shapes, int], Runner]
 
 
 def _images(inputs: Arrays) -> Iterator[dict[str, np.ndarray]]:
@@ -46,13 +48,25 @@ def _convwright_map(path: str, shapes: Shapes, threads: int) -> Runner:
     return run
 
 
-def _onnxruntime_threads(path: str, shapes: Shapes, threads: int) -> Runner:
+def _called_by_threads(peer: str) -> Opened:
     """One session on one thread, called by as many Python threads."""
-    from convwright.cli.peers import PEERS
 
-    alone = PEERS["onnxruntime"].open(path, _single(shapes), 1)
-    pool = ThreadPoolExecutor(threads)
-    return lambda inputs: _joined(list(pool.map(alone, _images(inputs))))
+    def opened(path: str, shapes: Shapes, threads: int) -> Runner:
+        alone = PEERS[peer].open(path, _single(shapes), 1)
+        pool = ThreadPoolExecutor(threads)
+        return lambda inputs: _joined(list(pool.map(alone, _images(inputs))))
+
+    return opened
+
+
+def _one_by_one(peer: str) -> Opened:
+    """A session on all threads, an image after another: of runtimes that take no batch."""
+
+    def opened(path: str, shapes: Shapes, threads: int) -> Runner:
+        alone = PEERS[peer].open(path, _single(shapes), threads)
+        return lambda inputs: _joined([alone(image) for image in _images(inputs)])
+
+    return opened
 
 
 def _openvino_streams(path: str, shapes: Shapes, threads: int) -> Runner:
@@ -99,6 +113,8 @@ def _openvino_streams(path: str, shapes: Shapes, threads: int) -> Runner:
 
 STREAMS = {
     "convwright-map": Peer(("llvmlite", "onnx", "convwright.model"), "convwright", _convwright_map),
-    "onnxruntime-threads": Peer(("onnxruntime",), "onnxruntime", _onnxruntime_threads),
+    "onnxruntime-threads": Peer(("onnxruntime",), "onnxruntime", _called_by_threads("onnxruntime")),
     "openvino-streams": Peer(("openvino",), "openvino", _openvino_streams),
+    "ncnn-threads": Peer(("ncnn", "pnnx"), "ncnn", _called_by_threads("ncnn")),
+    "ncnn-images": Peer(("ncnn", "pnnx"), "ncnn", _one_by_one("ncnn")),
 }
