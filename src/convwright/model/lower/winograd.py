@@ -12,7 +12,8 @@ import numpy as np
 from convwright.codegen.target import Target
 from convwright.kernels import winograd
 from convwright.kernels.cook_toom import filtering
-from convwright.kernels.winograd import Axis, notation, operations
+from convwright.kernels.transforms import operations
+from convwright.kernels.winograd import Axis, notation
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
