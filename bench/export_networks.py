@@ -115,7 +115,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 def randomised(network: nn.Module) -> nn.Module:
     """The network in evaluation mode, its batch norms given statistics and parameters that are not 0 and 1."""
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
             for tensor, mean in (module.running_mean, 0.0), (module.bias, 0.0):
                 assert tensor is not None
                 tensor.data.normal_(mean, 0.1)
@@ -125,10 +125,10 @@ def randomised(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def export(name: str, path: Path, shape: tuple[int, ...]) -> None:
-    """Write one network for inputs of one shape (N, 3, H, W)."""
+def write(build: Callable[[], nn.Module], path: Path, shape: tuple[int, ...]) -> None:
+    """Write a network for inputs of one shape, N x C x spatial."""
     torch.manual_seed(SEED)
-    network = randomised(NETWORKS[name][0]())
+    network = randomised(build())
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
@@ -160,7 +160,7 @@ def main() -> None:
         shape = (options.batch or 1, 3, size, size)
         usual = options.size is None and options.batch is None
         path = options.folder / (f"{name}.onnx" if usual else f"{name}-{'x'.join(map(str, shape))}.onnx")
-        export(name, path, shape)
+        write(NETWORKS[name][0], path, shape)
         print(path)
 
 

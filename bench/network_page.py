@@ -17,6 +17,7 @@ RATIOS = {
     "vgg16": 1.8,
 }
 MEAN, LEAST, THROUGHPUT, SPREAD = 1.5, 1.1, 1.3, 1.3
+UNTUNED_MEAN, UNTUNED_LEAST = 1.3, 1.0  # of networks that no kernel or plan was measured with before
 ERRORS = {"default": 1e-5, "strict": 1e-6}
 COMPILE = {"resnet50": (2.0, 0.2), "mobilenet_v2": (1.5, 0.1)}  # seconds with an empty and with a full cache
 DISTURBED = 0.15  # cores that others kept busy during a race, above which its figures are in doubt
@@ -36,6 +37,10 @@ SPEED = (
     "operators eagerly, channels last; ncnn and MNN run what their converters make of the file. Rounds in which "
     "the host had moved the cores apart, so that they shared no cache (bench/quiet.py), were repeated: they "
     "slow everyone, and us the least."
+)
+UNTUNED = (
+    "Six networks that played no part while kernels and plans were made (`bench/export_others.py` says what they are), "
+    "raced once they were done; the columns are those of the tables above."
 )
 LATENCY = (
     "The 99th percentile of an inference's time over the median: of convwright alone, inferences one after "
@@ -70,18 +75,27 @@ ACCURACY = "Largest deviation from a float64 run of the same file, over its larg
 ACCURACY_SIZES = (
     'Odd size: 225 x 225 where 224 x 224 is usual and 283 x 283 where 299 x 299 is. "strict" is `numerics="strict"`.'
 )
-PEERS_ERRORS = "Of all runtimes, at the usual size:"
+PEERS_ERRORS = "Deviation of all runtimes from float64, at the usual size:"
 
 Cells = Callable[[Result], list[str]]
 
 
-def page(results: Sequence[Result], command: str, *, starts: int, chart: str | None, batches: Sequence[Any]) -> str:
+def page(
+    results: Sequence[Result],
+    command: str,
+    *,
+    starts: int,
+    chart: str | None,
+    batches: Sequence[Any],
+    untuned: Sequence[Result] = (),
+) -> str:
     """The whole page.
 
     - `command`: what reproduces it.
     - `starts`: starts of a process that "first answer" is the median of.
     - `chart`: the picture's name beside the page, where there is one.
     - `batches`: what bench/throughput.py wrote.
+    - `untuned`: networks that have a section of their own.
     """
     peers, counts = peers_of(results), thread_counts(results)
     machines = "; ".join(dict.fromkeys(result.machine for result in results))
@@ -92,13 +106,14 @@ def page(results: Sequence[Result], command: str, *, starts: int, chart: str | N
     ]
     if chart and counts:
         parts.append(f"![Speed of each runtime relative to the fastest peer, network by network]({chart})")
-    if verdicts := against_targets(results, batches):
+    if verdicts := against_targets(results, batches) + untuned_targets(untuned):
         parts += ["## Against the targets", TARGETS, table(["what", "target", "measured", "met"], verdicts)]
     for threads in counts:
         races = races_on(results, threads)
         if races:
             parts += [f"## Speed, {counted(threads)}", SPEED if threads == counts[0] else "As above."]
             parts.append(table(["network", OURS, *peers, "ratio", "target", "met"], speed_lines(races, peers)))
+    parts += untuned_parts(untuned)
     if any(race.rows and race.rows[0].spread for result in results for race in result.races):
         parts += ["## Latency", LATENCY, latency_table(results, counts, peers)]
     if any(result.scaling for result in results):
@@ -122,7 +137,7 @@ def page(results: Sequence[Result], command: str, *, starts: int, chart: str | N
     if counts and (memory := memory_parts(results, counts[-1], peers)):
         parts += ["## Memory", *memory]
     parts += accuracy_parts(results, peers)
-    if found := remarks(results):
+    if found := remarks([*results, *untuned]):
         parts += ["## Remarks", "\n".join(f"- {remark}" for remark in found)]
     return "\n\n".join(parts) + "\n"
 
@@ -136,7 +151,7 @@ def against_targets(results: Sequence[Result], batches: Sequence[Any]) -> list[l
 
     def add(what: str, target: str, value: float | None, form: str, met: bool, note: str = "") -> None:
         if value is not None:
-            lines.append([what, target, form.format(value) + note, "yes" if met else "no"])
+            lines.append([what, target, form.format(value) + note, yes(met)])
 
     for threads in thread_counts(results):
         races, on = races_on(results, threads), f", {counted(threads)}"
@@ -180,19 +195,61 @@ def against_targets(results: Sequence[Result], batches: Sequence[Any]) -> list[l
     return lines
 
 
-def speed_lines(races: Mapping[str, Race], peers: Sequence[str]) -> list[list[str]]:
+def untuned_targets(results: Sequence[Result]) -> list[list[str]]:
+    """The same for the networks nobody tuned for."""
+    lines = []
+    for threads in thread_counts(results):
+        ratios = {name: ratio for name, race in races_on(results, threads).items() if (ratio := race.ratio) is not None}
+        if not ratios:
+            continue
+        middle, least = mean(ratios.values()) or 0.0, min(ratios, key=lambda name: ratios[name])
+        of = f"{len(ratios)} networks nobody tuned for, {counted(threads)}"
+        lines += [
+            [f"geometric mean of {of}", f">= {UNTUNED_MEAN}", f"{middle:.2f}", yes(middle >= UNTUNED_MEAN)],
+            [f"least of {of}", f">= {UNTUNED_LEAST}", f"{ratios[least]:.2f} ({least})",
+             yes(ratios[least] >= UNTUNED_LEAST)],
+        ]  # fmt: skip
+    return lines
+
+
+def untuned_parts(results: Sequence[Result]) -> list[str]:
+    """The section about networks nobody tuned for: speed on each number of threads, memory and errors."""
+    peers, parts = peers_of(results), []
+    for threads in thread_counts(results):
+        races = races_on(results, threads)
+        if races:
+            parts += [f"{counted(threads).capitalize()}:"]
+            parts.append(
+                table(
+                    ["network", OURS, *peers, "ratio", "target", "met"],
+                    speed_lines(races, peers, {}, UNTUNED_LEAST, UNTUNED_MEAN),
+                )
+            )
+    if not parts:
+        return []
+    return ["## Networks nobody tuned for", UNTUNED, *parts, *peers_errors(results, peers)]
+
+
+def speed_lines(
+    races: Mapping[str, Race],
+    peers: Sequence[str],
+    targets: Mapping[str, float] = RATIOS,
+    least: float = LEAST,
+    middle: float = MEAN,
+) -> list[list[str]]:
+    """A line a network and one of means; `targets` of single networks, `least` of the others, `middle` of the mean."""
     lines = []
     for name, race in races.items():
         times = [milliseconds(race.row(peer), 2) for peer in (OURS, *peers)]
-        target = RATIOS.get(name, LEAST)
-        met = "-" if race.ratio is None else "yes" if race.ratio >= target else "no"
+        target = targets.get(name, least)
+        met = "-" if race.ratio is None else yes(race.ratio >= target)
         lines.append([name, *times, number(race.ratio, 1, 2), f"{target:g}", met])
     means = [mean(row.ratio for race in races.values() if (row := race.row(peer)) is not None) for peer in peers]
     whole = mean(race.ratio for race in races.values())
-    met = "-" if whole is None else "yes" if whole >= MEAN else "no"
+    met = "-" if whole is None else yes(whole >= middle)
     return [
         *lines,
-        ["geometric mean", "1.00", *(number(m, 1, 2) for m in means), number(whole, 1, 2), f"{MEAN:g}", met],
+        ["geometric mean", "1.00", *(number(m, 1, 2) for m in means), number(whole, 1, 2), f"{middle:g}", met],
     ]
 
 
@@ -289,11 +346,17 @@ def accuracy_parts(results: Sequence[Result], peers: Sequence[str]) -> list[str]
         sizes = ("usual", "batch 3", "odd size")
         headings = ["network", *(f"{numerics}, {size}" for numerics in ERRORS for size in sizes)]
         parts += [ACCURACY_SIZES, lines_of(headings, results, cells)]
-    rows = {r.name: {row.peer: row for race in r.races for row in race.rows if row.error is not None} for r in results}
-    if any(rows.values()):
-        lines = [[name, *(error(found.get(peer)) for peer in (OURS, *peers))] for name, found in rows.items()]
-        parts += [PEERS_ERRORS, table(["network", OURS, *peers], lines)]
+    parts += peers_errors(results, peers)
     return ["## Accuracy", ACCURACY, *parts] if parts else []
+
+
+def peers_errors(results: Sequence[Result], peers: Sequence[str]) -> list[str]:
+    """Each runtime's error in the races."""
+    rows = {r.name: {row.peer: row for race in r.races for row in race.rows if row.error is not None} for r in results}
+    if not any(rows.values()):
+        return []
+    lines = [[name, *(error(found.get(peer)) for peer in (OURS, *peers))] for name, found in rows.items()]
+    return [PEERS_ERRORS, table(["network", OURS, *peers], lines)]
 
 
 def remarks(results: Sequence[Result]) -> list[str]:
@@ -326,6 +389,10 @@ def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def lines_of(headings: Sequence[str], results: Sequence[Result], cells: Cells) -> str:
     return table(headings, [[result.name, *cells(result)] for result in results])
+
+
+def yes(met: bool) -> str:
+    return "yes" if met else "no"
 
 
 def number(value: float | None, factor: float, digits: int) -> str:

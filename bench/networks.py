@@ -2,7 +2,7 @@
 """Measure a folder of exported networks beside other runtimes, and write docs/performance.md.
 
     python bench/networks.py FOLDER [NAME ...] [--only PART,...] [--threads 1,2] [--seconds 12] [--json FILE] [--write]
-    python bench/networks.py --join FILE ... [--throughput FILE] [--write]
+    python bench/networks.py --join FILE ... [--throughput FILE] [--untuned FILE ...] [--write]
 
 FOLDER is what bench/export_networks.py wrote. For each network NAME.onnx, the parts:
 
@@ -21,7 +21,8 @@ and exported for the occasion where torch, torchvision and timm are installed.
 
 --json writes what was measured after every network; --join takes such files in place of measuring, a later file's
 figures before an earlier one's, so that parts, networks and numbers of threads can be measured apart. --throughput adds
-what bench/throughput.py --json wrote. --write writes the page and its chart, which needs matplotlib.
+what bench/throughput.py --json wrote, --untuned what this program wrote of the folder that bench/export_others.py
+makes. --write writes the page and its chart, which needs matplotlib.
 """
 
 import argparse
@@ -259,6 +260,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
     parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="take these files of --json")
     parser.add_argument("--throughput", type=Path, metavar="FILE", help="what bench/throughput.py --json wrote")
+    parser.add_argument("--untuned", type=Path, nargs="+", metavar="FILE", help="files of --json, of other networks")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.parent.name}/{PAGE.name} and its chart")
     return parser
 
@@ -291,6 +293,7 @@ def reproducing(options: argparse.Namespace) -> str:
     """The command that the page names."""
     timing = "" if options.seconds == SECONDS else f" --seconds {options.seconds:g}"
     batches = " --throughput BATCHES.json" if options.throughput else ""
+    batches += " --untuned OTHERS.json" if options.untuned else ""
     if not options.join:
         return f"python bench/networks.py FOLDER{timing}{batches} --write"
     return (
@@ -305,7 +308,10 @@ def main() -> None:
     results = joined(options.join) if options.join else measured(options, parser)
     batches = json.loads(options.throughput.read_text(encoding="utf-8")) if options.throughput else []
     chart = PAGE.with_suffix(".svg") if find_spec("matplotlib") is not None else None
-    text = page(results, reproducing(options), starts=STARTS, chart=chart.name if chart else None, batches=batches)
+    text = page(
+        results, reproducing(options), starts=STARTS, chart=chart.name if chart else None, batches=batches,
+        untuned=joined(options.untuned or []),
+    )  # fmt: skip
     if not options.write:
         print(text)
         return

@@ -92,6 +92,20 @@ def test_the_page_says_which_targets_are_met() -> None:
     assert line(lines, "geometric mean", "1.00", "1.30", "1.94", "1.30", "1.5", "no")  # each peer's, and the best one's
 
 
+def test_networks_nobody_tuned_for_have_a_section_and_targets_of_their_own() -> None:
+    tuned, others = [result("resnet50", races=[race(2, 10.0, 16.0)])], [
+        result("densenet121", races=[race(2, 10.0, 9.0)]), result("r3d_18", races=[race(2, 10.0, 20.0)])
+    ]  # fmt: skip
+    lines = page(tuned, "a command", starts=3, chart=None, batches=[], untuned=others).splitlines()
+    assert line(lines, "geometric mean of 1 networks, 2 threads", "1.60", "yes")
+    assert line(lines, "geometric mean of 2 networks nobody tuned for, 2 threads", ">= 1.3", "1.34", "yes")
+    assert line(lines, "least of 2 networks nobody tuned for, 2 threads", ">= 1.0", "0.90 (densenet121)", "no")
+    own = lines[lines.index("## Networks nobody tuned for") :]
+    assert line(own, "densenet121", "10.00", "9.00", "13.50", "0.90", "1", "no")
+    assert line(own, "r3d_18", "10.00", "20.00", "2.00", "1", "yes")
+    assert not any("nobody tuned" in text for text in written_page(*tuned))
+
+
 def test_the_page_says_why_a_peer_has_no_figures_and_who_disturbed() -> None:
     disturbed = race(1, 10.0, 16.0)
     disturbed.others = 0.4
