@@ -19,6 +19,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from convwright.graph import Graph
+    from convwright.model import Model
 
 Arrays = Mapping[str, np.ndarray]
 Runner = Callable[[Arrays], dict[str, np.ndarray]]
@@ -59,15 +60,9 @@ class Accountable(Protocol):
 
 
 class _Convwright:
-    def __init__(
-        self, graph: "Graph", shapes: Shapes, threads: int, *, tune: bool = False, numerics: str = "default"
-    ) -> None:
-        import convwright as cw
-
-        for name, shape in shapes.items():
-            graph.inputs[name].shape = shape
-        self.model = cw.compile(graph, threads=threads, tune=tune, numerics=numerics)
-        self.names = list(graph.outputs)
+    def __init__(self, model: "Model") -> None:
+        self.model = model
+        self.names = list(model.outputs)
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
         result = self.model(dict(inputs))
@@ -77,28 +72,37 @@ class _Convwright:
         return dict(self.model.memory())
 
 
+def _of_shapes(graph: "Graph", shapes: Shapes) -> "Graph":
+    """The graph, its inputs of these shapes. Nobody but `compile` is to hold it: weights then need no second copy."""
+    for name, shape in shapes.items():
+        graph.inputs[name].shape = shape
+    return graph
+
+
 def _convwright(path: str, shapes: Shapes, threads: int) -> Runner:
     import convwright as cw
 
-    return _Convwright(cw.load(path), shapes, threads)
+    return _Convwright(cw.compile(_of_shapes(cw.load(path), shapes), threads=threads))
 
 
 def _convwright_tuned(path: str, shapes: Shapes, threads: int) -> Runner:
     import convwright as cw
 
-    return _Convwright(cw.load(path), shapes, threads, tune=True)
+    return _Convwright(cw.compile(_of_shapes(cw.load(path), shapes), threads=threads, tune=True))
 
 
 def _convwright_strict(path: str, shapes: Shapes, threads: int) -> Runner:
     import convwright as cw
 
-    return _Convwright(cw.load(path), shapes, threads, numerics="strict")
+    return _Convwright(cw.compile(_of_shapes(cw.load(path), shapes), threads=threads, numerics="strict"))
 
 
 def _convwright_graph(path: str, shapes: Shapes, threads: int) -> Runner:
     """A pickled `Graph`, for operators that no ONNX file holds."""
+    import convwright as cw
+
     with open(path, "rb") as file:
-        return _Convwright(pickle.load(file), shapes, threads)
+        return _Convwright(cw.compile(_of_shapes(pickle.load(file), shapes), threads=threads))
 
 
 def _onnxruntime(path: str, shapes: Shapes, threads: int) -> Runner:

@@ -17,6 +17,7 @@ from convwright.graph.graph import INTERNAL, Dimension, Graph, Node, ValueInfo, 
 from convwright.graph.onnx_functions import known_again, operator
 from convwright.graph.opset import OLDEST, normalise
 from convwright.graph.tensors import array_of, element_type
+from convwright.graph.wire import Cut, without_large_tensors
 
 _DEEPEST_SUBGRAPH = 16
 _LARGEST_FILE = 2 << 30
@@ -51,7 +52,8 @@ def load(path: str | os.PathLike[str] | bytes) -> Graph:
 
 def _guarded(file: BinaryIO, size: int, folder: Path | None, shown: str) -> Graph:
     try:
-        return _Reader(folder).model(_parsed(file, size))
+        proto, cut = _parsed(file, size)
+        return _Reader(folder, cut).model(proto)
     except ConvwrightError as error:
         raise ConvwrightError(f"{shown}: {error}") from error
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -60,8 +62,8 @@ def _guarded(file: BinaryIO, size: int, folder: Path | None, shown: str) -> Grap
         raise ConvwrightError(f"{shown}: its tensors do not fit into memory") from error
 
 
-def _parsed(file: BinaryIO, size: int) -> Any:
-    """The onnx.ModelProto; the file's bytes are gone once it is there, so that they and the arrays never coexist."""
+def _parsed(file: BinaryIO, size: int) -> tuple[Any, Cut]:
+    """The onnx.ModelProto without the large tensors, and these."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -69,8 +71,9 @@ def _parsed(file: BinaryIO, size: int) -> Any:
         raise ConvwrightError("the file is empty")
     if size >= _LARGEST_FILE:
         raise ConvwrightError(f"it has {size} bytes; ONNX keeps weights of 2 GB and more in files of their own")
+    rest, cut = without_large_tensors(file, size)
     try:
-        return onnx.load_model_from_string(file.read(size))
+        return onnx.load_model_from_string(rest), cut
     except DecodeError as error:
         raise ConvwrightError(f"{_DAMAGED}: {_first_line(error)}") from error
 
@@ -91,8 +94,8 @@ def _domain(value: str | bytes) -> str:
 
 
 class _Reader:
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, cut: Cut) -> None:
+        self.folder, self.cut = folder, cut
         self.depth = 0
         self.opset = 0
 
@@ -147,7 +150,7 @@ class _Reader:
             constants[name] = array
 
         for tensor in proto.initializer:
-            define(_text(tensor.name), array_of(tensor, self.folder))
+            define(_text(tensor.name), array_of(tensor, self.folder, self.cut))
         for entry in proto.node:
             node = self._node(entry)
             if node.op == "Constant" and not node.domain:
@@ -180,7 +183,7 @@ class _Reader:
 
         value = helper.get_attribute_value(proto)
         if isinstance(value, onnx.TensorProto):
-            return array_of(value, self.folder)
+            return array_of(value, self.folder, self.cut)
         if isinstance(value, onnx.GraphProto):
             return self._subgraph(value)
         if isinstance(value, bytes):

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from convwright.errors import ConvwrightError
+from convwright.graph.wire import Cut, read_into
+from convwright.large_arrays import LARGE, large_empty
 
 DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.float32),
@@ -44,8 +46,12 @@ def element_type(code: int, what: str) -> np.dtype[Any]:
     return dtype
 
 
-def array_of(tensor: Any, folder: Path | None) -> np.ndarray[Any, Any]:
-    """The array of an onnx.TensorProto, which holds nothing of the message; `folder` is where external data lies."""
+def array_of(tensor: Any, folder: Path | None, cut: Cut) -> np.ndarray[Any, Any]:
+    """The array of an onnx.TensorProto, which holds nothing of the message.
+
+    - `folder`: where external data lies.
+    - `cut`: the contents of large tensors; each goes to the first that asks for it.
+    """
     from onnx import TensorProto, numpy_helper
 
     what = f"tensor {tensor.name!r}"
@@ -60,19 +66,22 @@ def array_of(tensor: Any, folder: Path | None) -> np.ndarray[Any, Any]:
         raise ConvwrightError(f"{what} is stored in segments, which is not supported")
     if tensor.data_location == TensorProto.EXTERNAL:
         return _outside(tensor, dtype, folder, what)
+    raw = cut.get(tensor.raw_data) if len(tensor.raw_data) < LARGE else None
     try:
+        if raw is not None and dtype.kind != "O":
+            return raw.view(dtype).reshape(dims)
         array: np.ndarray[Any, Any] = numpy_helper.to_array(tensor)
     except ValueError as error:
-        raise ConvwrightError(f"{what} of shape {dims} and type {dtype} {_lack(tensor, dtype, count)}") from error
+        raise ConvwrightError(f"{what} of shape {dims} and type {dtype} {_lack(tensor, raw, dtype, count)}") from error
     return array
 
 
-def _lack(tensor: Any, dtype: np.dtype[Any], count: int) -> str:
-    """What an array of `count` elements needs, and what the tensor has."""
+def _lack(tensor: Any, raw: np.ndarray[Any, Any] | None, dtype: np.dtype[Any], count: int) -> str:
+    """What an array of `count` elements needs, and what the tensor has, `raw` where its bytes were cut out."""
     from onnx import helper
 
     if tensor.HasField("raw_data"):
-        return f"needs {count * dtype.itemsize} bytes, the file has {len(tensor.raw_data)}"
+        return f"needs {count * dtype.itemsize} bytes, the file has {len(tensor.raw_data) if raw is None else raw.size}"
     stored = getattr(tensor, helper.tensor_dtype_to_field(tensor.data_type))
     return f"needs {count} elements, the file has {len(stored) // (2 if dtype.kind == 'c' else 1)}"
 
@@ -104,7 +113,11 @@ def _outside(tensor: Any, dtype: np.dtype[Any], folder: Path | None, what: str) 
         size = path.stat().st_size
         if offset < 0 or offset + needed > size:
             raise ConvwrightError(f"{what} needs bytes {offset} to {offset + needed} of {location!r}, which has {size}")
-        return np.fromfile(path, dtype, count, offset=offset).reshape(dims)
+        with open(path, "rb") as file:
+            file.seek(offset)
+            array = large_empty(tuple(dims), dtype) if needed >= LARGE else np.empty(dims, dtype)
+            read_into(array, file)
+            return array
     except OSError as error:
         raise ConvwrightError(f"{what}: cannot read external file {str(path)!r}: {error.strerror}") from error
 

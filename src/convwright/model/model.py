@@ -54,7 +54,8 @@ def compile(
     - ``progress``: called while layers are being measured, with what is measured and the share of all that is done.
 
     Kernels are compiled, and weights packed, at once where the graph's inputs have fixed shapes, else at the first
-    call.
+    call. A graph that the caller keeps is left as it is, and its weights are held beside the packed ones; those of a
+    file are held once.
 
     Raises ConvwrightError for files, graphs and settings that cannot be used.
     """
@@ -62,7 +63,9 @@ def compile(
         raise ConvwrightError(f'numerics must be "default" or "strict", not {numerics!r}')
     if not isinstance(graph, Graph):
         graph = load_graph(graph)
-    return Model(simplify(graph), check_threads(threads), numerics, outline(graph), strips, tune, progress)
+    origin, simplified = outline(graph), simplify(graph)
+    del graph  # so that weights which nobody but the model holds can be packed where they lie
+    return Model(simplified, check_threads(threads), numerics, origin, strips, tune, progress)
 
 
 class Model:
@@ -97,7 +100,9 @@ class Model:
         _models.add(self)
         shapes = [info.shape for info in graph.inputs.values()]
         if all(isinstance(size, int) for shape in shapes for size in shape):
+            self._weights.consuming = True  # a plan that fails here leaves no model
             self._program(tuple(shapes))  # type: ignore[arg-type]  # all sizes are integers
+            self._weights.consuming = False
 
     # -- running -------------------------------------------------------------------------------------------------------
 

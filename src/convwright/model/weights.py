@@ -5,14 +5,18 @@ Packing depends on the specification and the vector width, never on sizes or til
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from convwright.large_arrays import standing_in, taken
 from convwright.model.values import Order, in_lanes
 from convwright.runtime.memory import aligned_empty
+
+_PIECE = 1 << 16  # weights packed at a time: they and what they become fit the second-level cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +54,12 @@ def segments_of(first: int, channels: int, v: int) -> list[tuple[int, int]]:
 
 def _reduction_major(weight: np.ndarray, first: int, v: int) -> np.ndarray:
     """``[K, C, kh, kw]`` to ``[K, R]``, R in the order segment, kh, kw, channel of the segment."""
-    out_channels, channels = weight.shape[:2]
-    if weight.shape[2] * weight.shape[3] == 1:
+    out_channels, channels, kh, kw = weight.shape
+    if kh * kw == 1:
         return weight.reshape(out_channels, channels)
+    if first % v == channels % v == 0:
+        by_segment = weight.reshape(out_channels, channels // v, v, kh * kw)
+        return by_segment.transpose(0, 1, 3, 2).reshape(out_channels, -1)
     pieces = [
         weight[:, at : at + count].transpose(0, 2, 3, 1).reshape(out_channels, -1)
         for at, count in segments_of(first, channels, v)
@@ -60,24 +67,26 @@ def _reduction_major(weight: np.ndarray, first: int, v: int) -> np.ndarray:
     return np.concatenate(pieces, axis=1) if len(pieces) > 1 else pieces[0]
 
 
-def pack_direct(weight: np.ndarray, groups: int, v: int) -> np.ndarray:
-    """``[K, C/groups, kh, kw]`` to ``[entries][R][v]`` of the same type (see ``kernels.direct``)."""
+def pack_direct(weight: np.ndarray, groups: int, v: int, memory: np.ndarray | None = None) -> np.ndarray:
+    """``[K, C/groups, kh, kw]`` to ``[entries][R][v]`` of the same type (see ``kernels.direct``).
+
+    ``memory``: bytes to write them to. They may be those that ``weight`` itself stands in, from its first one on, where
+    no two groups share a vector (``keeps_place``).
+    """
     own_out, own_in = weight.shape[0] // groups, weight.shape[1]
     reduction = own_in * weight.shape[2] * weight.shape[3]
     entries = entries_of(weight.shape[0], groups, v)
-    floats = len(entries) * reduction * v * weight.itemsize // 4
-    packed = aligned_empty(floats).view(weight.dtype).reshape(len(entries), reduction, v)
-    if groups == 1:
-        rows = _reduction_major(weight, 0, v)
-        whole = weight.shape[0] // v
-        packed[:whole].transpose(0, 2, 1)[...] = rows[: whole * v].reshape(whole, v, reduction)
-        if whole < len(entries):
-            packed[whole] = 0
-            packed[whole, :, : weight.shape[0] - whole * v] = rows[whole * v :].T
-        return packed
+    if memory is None:
+        memory = aligned_empty(len(entries) * reduction * v * weight.itemsize // 4)
+    packed = memory.view(weight.dtype).reshape(len(entries), reduction, v)
     place = 0
     for group in range(groups):
-        rows = _reduction_major(weight[group * own_out : (group + 1) * own_out], group * own_in, v)
+        filters = weight[group * own_out : (group + 1) * own_out]
+        if keeps_place(weight.shape[0], groups, v):
+            _pack_blocks(filters, packed[place:], group * own_in)
+            place += -(-own_out // v)
+            continue
+        rows = _reduction_major(filters, group * own_in, v)
         done = 0
         while place < len(entries) and entries[place].group == group:
             entry = entries[place]
@@ -86,6 +95,27 @@ def pack_direct(weight: np.ndarray, groups: int, v: int) -> np.ndarray:
             packed[place, :, entry.low : entry.high] = rows[done : done + lanes].T
             done, place = done + lanes, place + 1
     return packed
+
+
+def keeps_place(out_channels: int, groups: int, v: int) -> bool:
+    """Whether v filters that follow each other become one vector's, which takes the same bytes."""
+    return groups == 1 or out_channels // groups % v == 0
+
+
+def _pack_blocks(filters: np.ndarray, packed: np.ndarray, first: int) -> None:
+    """Filters of one group, whose input begins at channel ``first``, into whole vectors, a piece after another."""
+    reduction, v = packed.shape[1:]
+    count = v * max(_PIECE // (reduction * v), 1)
+    for start in range(0, len(filters), count):
+        rows = _reduction_major(filters[start : start + count], first, v)
+        if np.may_share_memory(rows, packed):
+            rows = rows.copy()
+        whole, rest = divmod(len(rows), v)
+        place = packed[start // v :]
+        place[:whole].transpose(0, 2, 1)[...] = rows[: whole * v].reshape(whole, v, reduction)
+        if rest:
+            place[whole] = 0
+            place[whole, :, :rest] = rows[whole * v :].T
 
 
 def unpack_direct(packed: np.ndarray, shape: tuple[int, ...], groups: int, v: int) -> np.ndarray:
@@ -143,32 +173,52 @@ class Weights:
     """The packed weights of one model, by constant and format, held once.
 
     ``release`` drops the row-major form of what has been packed; ``array`` brings it back for the rare reader that asks
-    again (another format for another input size, pickling).
+    again (another format for another input size, pickling). While ``consuming`` is set, each constant goes as soon as
+    it is packed, and one that nobody else holds is packed in the memory that it lies in, so that no two forms of it
+    exist at a time. Whoever sets it must drop the weights where packing does not come to its end.
     """
 
     def __init__(self, constants: dict[str, np.ndarray], v: int):
         self.constants, self.v = constants, v
+        self.consuming = False
         self._packed: dict[tuple[str, str, int, tuple[int, ...]], np.ndarray] = {}
         self._vectors: dict[tuple[str, ...], np.ndarray] = {}
         self._derived: dict[tuple[Hashable, ...], np.ndarray] = {}
         self._restored: dict[str, Callable[[], np.ndarray]] = {}
+        self._spare: set[str] = set()
         self._released: set[str] = set()
 
     def get(self, name: str, form: str, shape: tuple[int, ...], groups: int = 1) -> np.ndarray:
         """The constant seen as ``shape`` and packed: ``form`` is "direct", "planar", "depthwise" or "spread"."""
         key = (name, form, groups, tuple(shape))
         if key not in self._packed:
-            array = self.array(name).astype(np.float32, copy=False).reshape(shape)
-            match form:
-                case "direct":
-                    self._packed[key] = pack_direct(array, groups, self.v)
-                case "planar":
-                    self._packed[key] = pack_planar(array, self.v)
-                case "spread":
-                    self._packed[key] = pack_spread(array, self.v)
-                case _:
-                    self._packed[key] = pack_depthwise(array, self.v)
+            self._packed[key] = self._pack(name, form, tuple(shape), groups)
+            if form in _INVERTIBLE:
+                self._give_back(name)
         return self._packed[key]
+
+    def _pack(self, name: str, form: str, shape: tuple[int, ...], groups: int) -> np.ndarray:
+        if form == "spread":
+            return pack_spread(self.array(name).astype(np.float32, copy=False).reshape(shape), self.v)
+        if form != "direct":
+            shape, groups = _flat(shape[0], shape), 1
+        if (memory := self._taken(name, shape, groups)) is not None:
+            weight = memory.view(np.float32)[: math.prod(shape)].reshape(shape)
+            return pack_direct(weight, groups, self.v, memory)
+        return pack_direct(self.array(name).astype(np.float32, copy=False).reshape(shape), groups, self.v)
+
+    def _taken(self, name: str, shape: tuple[int, ...], groups: int) -> np.ndarray | None:
+        """The memory of a constant, if it can be packed where it lies, and is this object's alone."""
+        array_type = self.constants[name].dtype
+        if not self.consuming or name in self._released or array_type != np.float32:
+            return None
+        if not keeps_place(shape[0], groups, self.v):
+            return None
+        room = -(-shape[0] // self.v) * self.v * math.prod(shape[1:]) * array_type.itemsize
+        memory = taken(self.constants, name, room)
+        if memory is not None:
+            self._released.add(name)
+        return memory
 
     def derived(
         self,
@@ -185,6 +235,7 @@ class Weights:
             self._derived[name, *key] = made = make(self.array(name))
             if restore is not None:
                 self._restored.setdefault(name, partial(restore, made))
+                self._give_back(name)
         return self._derived[name, *key]
 
     def channels(self, key: tuple[str, ...], values: np.ndarray) -> np.ndarray:
@@ -238,14 +289,20 @@ class Weights:
         flat = (shape[0], int(np.prod(shape[1:])), 1, 1)
         return unpack_direct(packed, flat, 1, self.v).reshape(self.constants[name].shape)
 
+    def _give_back(self, name: str) -> None:
+        """The constant is not needed any more: what was made of it can give it back."""
+        self._spare.add(name)
+        if self.consuming:
+            self.release()
+
     def release(self) -> None:
         """Keep only the packed form of large constants; in ``constants`` an empty shell keeps their shape."""
-        given_back = {name for name, form, *_ in self._packed if form in _INVERTIBLE} | set(self._restored)
-        for name in given_back - self._released:
+        for name in self._spare - self._released:
             array = self.constants[name]
             if array.nbytes > _SMALL and (array.dtype == np.float32 or name in self._restored):
-                self.constants[name] = np.broadcast_to(np.zeros((), array.dtype), array.shape)
+                self.constants[name] = standing_in(array)
                 self._released.add(name)
+        self._spare.clear()
 
     def unpacked(self) -> dict[str, np.ndarray]:
         """All constants in row-major order."""

@@ -1,0 +1,61 @@
+"""Large arrays in memory of their own: it goes back to the system with its last holder, or serves him again.
+
+What malloc gets back it may keep: after a block of some megabytes has been freed, glibc takes even large ones from its
+heap, which does not shrink while anything lies above them.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import sys
+from typing import Any
+
+import numpy as np
+
+LARGE = 16 << 10
+"""Bytes from which on memory of its own, in whole pages, is worth it for an array."""
+
+_ROOM = 32
+"""One part in so many more is mapped than the array has; what is never touched takes no memory."""
+
+
+def large_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array, C-contiguous, of zeros so far, that begins a page. Raises MemoryError where there is no such room."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    try:
+        memory = mmap.mmap(-1, max(nbytes + nbytes // _ROOM, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"{nbytes} bytes") from error
+    return np.frombuffer(memory, np.uint8)[:nbytes].view(dtype).reshape(shape)
+
+
+def standing_in(array: np.ndarray) -> np.ndarray:
+    """Zeros of the array's shape and type, which take no memory."""
+    return np.broadcast_to(np.zeros((), array.dtype), array.shape)
+
+
+def taken(holder: dict[str, np.ndarray], name: str, room: int) -> np.ndarray | None:
+    """The memory of an array of ``large_empty`` that ``holder`` alone holds under ``name``: ``room`` bytes to write on.
+
+    None, and nothing changed, where anybody else holds the array or a view of its memory, or the memory has less room.
+    Else zeros stand in ``holder`` in the array's place, and its content still stands in the memory.
+    """
+    array = holder[name]
+    holder[name] = standing_in(array)
+    memory = _memory_of(array)
+    # References: to the array from this frame and the call; to its memory from these and the array.
+    alone = sys.getrefcount(array) == 2 and sys.getrefcount(memory) == 3
+    if memory is not None and alone and memory.size >= room:
+        return memory[:room]
+    holder[name] = array
+    return None
+
+
+def _memory_of(array: np.ndarray) -> np.ndarray | None:
+    """The bytes of a mapping in which the array lies row by row, from the beginning on; None for other arrays."""
+    memory: Any = array.base
+    owner: Any = getattr(memory, "base", None)
+    if not isinstance(memory, np.ndarray) or not isinstance(owner, memoryview) or not isinstance(owner.obj, mmap.mmap):
+        return None
+    return memory if array.flags.c_contiguous and array.ctypes.data == memory.ctypes.data else None
