@@ -855,8 +855,8 @@ def test_an_operator_that_nobody_knows_is_an_error_that_names_it() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_values_of_rank_5_and_other_types_run_through_the_reference() -> None:
-    check(Case([node("Relu", "x", "y")], {"x": (1, 2, 3, 4, 5)}, slow=("Relu",)))
+def test_values_of_rank_6_and_other_types_run_through_the_reference() -> None:
+    check(Case([node("Relu", "x", "y")], {"x": (1, 2, 3, 4, 5, 6)}, slow=("Relu",)))
     check(Case([node("Add", "x x", "y")], feeds={"x": np.arange(6, dtype=np.int64).reshape(2, 3)}, slow=("Add",)))
     check(Case([node("Not", "x", "y")], feeds={"x": np.array([[True, False]])}, slow=("Not",)))
     x = random_feeds(X)["x"].astype(np.float64)

@@ -39,6 +39,7 @@ _INTEGERS = (
     "w_out y_image y_block y_row wrap_cols r_image r_block r_row ring"
 )
 ARGUMENTS = Arguments("x w bias y table residual", _INTEGERS)
+DEEP_ARGUMENTS = Arguments("x w bias y table residual", f"{_INTEGERS} taps_deep x_tap_deep")
 GATHERED_ARGUMENTS = Arguments("x w bias y table residual places", _INTEGERS)  # places: floats from x to each channel
 
 TABLE_COLUMNS = 5  # first input channel, first output block, offset of the weights, first and last + 1 output lane
@@ -57,6 +58,7 @@ class DirectTile:
     masked: output tiles may cover lanes of another group, which are not stored.
     ring: a tile's channels are whole blocks, which go on with the first block after the last, number ``ring``.
     gathered: the table's first column counts channels in the table of places; only without taps.
+    deep: taps of three axes; the images are the slices of one volume.
     half: only the lower half of a tile's last vector counts; the rest of it is stored as anything.
     epilogue: activations, and ``("residual",)`` where the residual is added.
     """
@@ -73,6 +75,7 @@ class DirectTile:
     ring: bool = False
     gathered: bool = False
     half: bool = False
+    deep: bool = False
     epilogue: tuple[tuple[object, ...], ...] = ()
 
     @property
@@ -92,6 +95,8 @@ class DirectTile:
 
     @property
     def arguments(self) -> Arguments:
+        if self.deep:
+            return DEEP_ARGUMENTS
         return GATHERED_ARGUMENTS if self.gathered else ARGUMENTS
 
     def name(self, target: Target) -> str:
@@ -194,7 +199,14 @@ def sum_tile(
             if tile.ring:
                 number = k.choose(number < a.ring, number, number - a.ring)
             block = k.advance(corner, number * a.x_block + first % k.v)
-            if tile.taps:
+            if tile.deep:
+                with (
+                    k.loop(0, a.taps_deep) as tap,
+                    k.loop(0, a.taps_high) as tap_row,
+                    k.loop(0, a.taps_wide) as tap_col,
+                ):
+                    run(k.advance(block, tap * a.x_tap_deep + tap_row * a.x_tap_row + tap_col * a.x_tap_col), count)
+            elif tile.taps:
                 with k.loop(0, a.taps_high) as tap_row, k.loop(0, a.taps_wide) as tap_col:
                     run(k.advance(block, tap_row * a.x_tap_row + tap_col * a.x_tap_col), count)
             else:

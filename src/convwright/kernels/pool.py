@@ -11,7 +11,8 @@ tile that has one is done again pixel by pixel with a maximum that keeps NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -27,7 +28,14 @@ ARGUMENTS = Arguments(
     "taps_high taps_wide stride_high stride_wide dilation_high dilation_wide pad_top pad_bottom pad_left pad_right",
 )
 
+# Of volumes: item -> (output slice, block, chunk). The images of y are slices; x is the whole volume.
+DEEP_ARGUMENTS = Arguments(
+    "x y",
+    " ".join(ARGUMENTS.names[2:]) + " in_slices x_slice taps_deep stride_deep dilation_deep pad_front pad_behind",
+)
+
 GLOBAL_ARGUMENTS = Arguments("x y", "blocks rows cols x_image x_block x_row y_image y_block")
+DEEP_GLOBAL_ARGUMENTS = Arguments("x y", " ".join(GLOBAL_ARGUMENTS.names[2:]) + " slices x_slice")
 
 RESERVED_REGISTERS = 4  # what is being loaded, and constants
 WATCH_REGISTERS = 3  # what watches for NaN, where there are no mask registers
@@ -42,6 +50,7 @@ class Pool:
     maximum: the largest value of each window; else the mean.
     taps_wide, stride_wide, dilation_wide: of a row of the window; all 0 to read them from the arguments.
     count_padding: the mean counts padding (as zeros), though never what lies beyond it (ceil_mode).
+    deep: windows of three axes.
     """
 
     maximum: bool
@@ -49,10 +58,15 @@ class Pool:
     stride_wide: int = 0
     dilation_wide: int = 0
     count_padding: bool = False
+    deep: bool = False
 
     @property
     def key(self) -> str:
         return f"pool-{self!r}"
+
+    @property
+    def arguments(self) -> Arguments:
+        return DEEP_ARGUMENTS if self.deep else ARGUMENTS
 
     def name(self, target: Target) -> str:
         return f"f32-{_family(self.maximum)}-{max(1, self.taps_wide)}x{tile_cols(self, target)}-{target.name}"
@@ -60,9 +74,13 @@ class Pool:
 
 @dataclass(frozen=True)
 class GlobalPool:
-    """Pooling of whole planes: the largest value, or the mean, of every channel."""
+    """Pooling of whole planes: the largest value, or the mean, of every channel.
+
+    deep: of volumes whose slices have gaps between them.
+    """
 
     maximum: bool
+    deep: bool = False
 
     @property
     def key(self) -> str:
@@ -70,19 +88,25 @@ class GlobalPool:
 
     @property
     def arguments(self) -> Arguments:
-        return GLOBAL_ARGUMENTS
+        return DEEP_GLOBAL_ARGUMENTS if self.deep else GLOBAL_ARGUMENTS
 
     def name(self, target: Target) -> str:
         return f"f32-global_{_family(self.maximum)}-{WIDEST_TILE}x1-{target.name}"
 
 
 def pool_of(
-    maximum: bool, taps_wide: int, stride_wide: int, dilation_wide: int, count_padding: bool, target: Target
+    maximum: bool,
+    taps_wide: int,
+    stride_wide: int,
+    dilation_wide: int,
+    count_padding: bool,
+    target: Target,
+    deep: bool = False,
 ) -> Pool:
     """The kernel for these windows: specialised on a row of them where its columns fit in registers."""
     count_padding = count_padding and not maximum
-    tile = Pool(maximum, taps_wide, stride_wide, dilation_wide, count_padding)
-    return tile if tile_cols(tile, target) > 1 else Pool(maximum, count_padding=count_padding)
+    tile = Pool(maximum, taps_wide, stride_wide, dilation_wide, count_padding, deep)
+    return tile if tile_cols(tile, target) > 1 else Pool(maximum, count_padding=count_padding, deep=deep)
 
 
 def tile_cols(tile: Pool, target: Target) -> int:
@@ -101,7 +125,7 @@ def emit(tile: Pool | GlobalPool, target: Target) -> ir.Module:
     if isinstance(tile, GlobalPool):
         return emit_global(tile, target)
     k = Kernel(target)
-    _Windows(k, tile, ARGUMENTS.read(k)).emit()
+    _Windows(k, tile, tile.arguments.read(k)).emit()
     return k.finish()
 
 
@@ -180,7 +204,14 @@ class _Windows:
         with k.loop(k.begin, k.end) as item:
             plane, chunk = item // a.chunks, item % a.chunks
             image, block = plane // a.blocks, plane % a.blocks
-            self.x = k.advance(a.x, image * a.x_image + block * a.x_block)
+            if self.tile.deep:
+                front, self.slices, counted_slices = self.clip(
+                    image * a.stride_deep - a.pad_front, a.in_slices, a.pad_behind, a.taps_deep, a.dilation_deep
+                )
+                self.x = k.advance(a.x, block * a.x_block + front * a.x_slice)
+                self.slice_step = a.dilation_deep * a.x_slice
+            else:
+                self.x = k.advance(a.x, image * a.x_image + block * a.x_block)
             y = k.advance(a.y, image * a.y_image + block * a.y_block)
             # Output columns begin <= column < end have windows wholly inside the input.
             span = (self.taps - 1) * self.dilation + 1
@@ -193,6 +224,8 @@ class _Windows:
                 self.top, self.rows, self.counted_rows = self.clip(
                     row * a.stride_high - a.pad_top, a.in_rows, a.pad_bottom, a.taps_high, a.dilation_high
                 )
+                if self.tile.deep:
+                    self.counted_rows = counted_slices * self.counted_rows
                 self.row_step = a.dilation_high * a.x_row
                 end_here = k.choose(self.rows < 1, begin, end)
                 with k.loop(0, begin + a.out_cols - end_here) as edge:
@@ -211,6 +244,17 @@ class _Windows:
             counted = _smaller(k, _ceil_divide(k, size + padding - start, dilation), taps)
         return start + skipped * dilation, inside, counted
 
+    @contextmanager
+    def each_row(self, corner: ir.Value) -> Iterator[ir.Value]:
+        """The rows of a window that are inside the input, from that of its corner on."""
+        k = self.k
+        if self.tile.deep:
+            with k.loop(0, self.slices) as tap_slice, k.loop(0, self.rows) as tap_row:
+                yield k.advance(corner, tap_slice * self.slice_step + tap_row * self.row_step)
+        else:
+            with k.loop(0, self.rows) as tap_row:
+                yield k.advance(corner, tap_row * self.row_step)
+
     def divide(self, total: ir.Value, count: Integer) -> ir.Value:
         number = self.k.b.sitofp(self.k.int_value(count), F32)
         return self.k.div(total, self.k.broadcast(number))
@@ -223,10 +267,8 @@ class _Windows:
         )
         value = k.variable(self.start)
         corner = k.advance(self.x, self.top * a.x_row + left * k.v)
-        with k.loop(0, self.rows) as tap_row:
-            source = k.advance(corner, tap_row * self.row_step)
-            with k.loop(0, cols) as tap_col:
-                value.set(self.combine(k, value.get(), k.load(source, tap_col * self.dilation * k.v)))
+        with self.each_row(corner) as source, k.loop(0, cols) as tap_col:
+            value.set(self.combine(k, value.get(), k.load(source, tap_col * self.dilation * k.v)))
         result = value.get()
         if not self.tile.maximum:
             result = self.divide(result, counted * self.counted_rows)
@@ -276,9 +318,14 @@ class _Windows:
                         sums[column].set(combine(k, sums[column].get(), vector))
 
         combine = Kernel.max if tile.maximum else Kernel.add
-        add_row(source, True)
-        with k.loop(1, self.rows) as tap_row:
-            add_row(k.advance(source, tap_row * self.row_step), False)
+        if tile.deep:
+            sums |= {column: k.variable(self.start) for column in columns}
+            with self.each_row(source) as row:
+                add_row(row, False)
+        else:
+            add_row(source, True)
+            with k.loop(1, self.rows) as tap_row:
+                add_row(k.advance(source, tap_row * self.row_step), False)
         down = {column: variable.get() for column, variable in sums.items()}
         for pixel in range(width):
             result = down[pixel * tile.stride_wide]
@@ -293,12 +340,10 @@ class _Windows:
         k, a = self.k, self.a
         source = k.advance(self.x, self.top * a.x_row + (col * self.stride - a.pad_left) * k.v)
         values = [k.variable(self.start) for _ in range(width)]
-        with k.loop(0, self.rows) as tap_row:
-            row = k.advance(source, tap_row * self.row_step)
-            with k.loop(0, self.taps) as tap_col:
-                for pixel, value in enumerate(values):
-                    place = (tap_col * self.dilation + self.stride * pixel) * k.v
-                    value.set(self.combine(k, value.get(), k.load(row, place)))
+        with self.each_row(source) as row, k.loop(0, self.taps) as tap_col:
+            for pixel, value in enumerate(values):
+                place = (tap_col * self.dilation + self.stride * pixel) * k.v
+                value.set(self.combine(k, value.get(), k.load(row, place)))
         for pixel, value in enumerate(values):
             result = value.get() if scale is None else k.mul(value.get(), scale)
             k.store(result, self.y, (col + pixel) * k.v)
@@ -307,40 +352,50 @@ class _Windows:
 def emit_global(config: GlobalPool, target: Target) -> ir.Module:
     """The module of the kernel over whole planes; item -> (image, block)."""
     k = Kernel(target)
-    a = GLOBAL_ARGUMENTS.read(k)
+    a = config.arguments.read(k)
     with k.loop(k.begin, k.end) as item:
         image, block = item // a.blocks, item % a.blocks
         x = k.advance(a.x, image * a.x_image + block * a.x_block)
-        result = _largest(k, a, x) if config.maximum else _mean(k, a, x)
+        result = (_largest if config.maximum else _mean)(k, a, x, config.deep)
         k.store(result, a.y, image * a.y_image + block * a.y_block)
     return k.finish()
 
 
-def _largest(k: Kernel, a: Reader, x: ir.Value) -> ir.Value:
+@contextmanager
+def _rows(k: Kernel, a: Reader, x: ir.Value, deep: bool) -> Iterator[ir.Value]:
+    """Every row of a plane, or of all slices of a volume."""
+    if deep:
+        with k.loop(0, a.slices) as number, k.loop(0, a.rows) as row:
+            yield k.advance(x, number * a.x_slice + row * a.x_row)
+    else:
+        with k.loop(0, a.rows) as row:
+            yield k.advance(x, row * a.x_row)
+
+
+def _largest(k: Kernel, a: Reader, x: ir.Value, deep: bool) -> ir.Value:
     watch = _Watch(k)
     values = [k.variable(k.splat(-math.inf)) for _ in range(WIDEST_TILE)]
-    with k.loop(0, a.rows) as row:
-        _along(k, k.advance(x, row * a.x_row), 0, a.cols, values, Kernel.max, watch)
+    with _rows(k, a, x, deep) as source:
+        _along(k, source, 0, a.cols, values, Kernel.max, watch)
     return k.select(watch.seen(), k.splat(math.nan), _reduce(k, values, Kernel.max))
 
 
-def _mean(k: Kernel, a: Reader, x: ir.Value) -> ir.Value:
+def _mean(k: Kernel, a: Reader, x: ir.Value, deep: bool) -> ir.Value:
     """Partial sums of short runs, added with the error of every addition carried along (Kahan)."""
     total, lost = k.variable(k.splat(0.0)), k.variable(k.splat(0.0))
-    with k.loop(0, a.rows) as row:
-        source = k.advance(x, row * a.x_row)
-        with k.loop(0, a.cols, LONGEST_RUN) as start:
-            values = [k.variable(k.splat(0.0)) for _ in range(WIDEST_TILE)]
-            for value in values:
-                value.set(k.splat(0.0))
-            _along(k, source, start, k.minimum(start + LONGEST_RUN, a.cols), values, Kernel.add, None)
-            before = total.get()
-            term = k.sub(_reduce(k, values, Kernel.add), lost.get())
-            total.set(k.add(before, term))
-            error = k.sub(k.sub(total.get(), before), term)
-            # Where the total is infinite its error is NaN, which must not make the next total NaN.
-            lost.set(k.select(k.b.fcmp_ordered("ord", error, error), error, k.splat(0.0)))
-    count = k.broadcast(k.b.sitofp(k.int_value(a.rows * a.cols), F32))
+    with _rows(k, a, x, deep) as source, k.loop(0, a.cols, LONGEST_RUN) as start:
+        values = [k.variable(k.splat(0.0)) for _ in range(WIDEST_TILE)]
+        for value in values:
+            value.set(k.splat(0.0))
+        _along(k, source, start, k.minimum(start + LONGEST_RUN, a.cols), values, Kernel.add, None)
+        before = total.get()
+        term = k.sub(_reduce(k, values, Kernel.add), lost.get())
+        total.set(k.add(before, term))
+        error = k.sub(k.sub(total.get(), before), term)
+        # Where the total is infinite its error is NaN, which must not make the next total NaN.
+        lost.set(k.select(k.b.fcmp_ordered("ord", error, error), error, k.splat(0.0)))
+    pixels = a.rows * a.cols * a.slices if deep else a.rows * a.cols
+    count = k.broadcast(k.b.sitofp(k.int_value(pixels), F32))
     return k.div(total.get(), count)
 
 

@@ -23,7 +23,7 @@ from convwright.kernels import halo as halo_kernel
 from convwright.kernels import layout as layout_kernels
 from convwright.model.fuse import Layer
 from convwright.model.problem import Problem
-from convwright.model.values import NO_HALO, Buffer, Halo, Order, Ref, Value, blocks_of, spatial
+from convwright.model.values import NO_HALO, Buffer, Halo, Order, Ref, Value, blocks_of, planes, spatial
 from convwright.model.weights import Weights
 from convwright.runtime.memory import ALIGNMENT
 
@@ -120,9 +120,9 @@ class Builder:
         return self.values[name, True]
 
     def fits_blocks(self, name: str) -> bool:
-        """Whether the value is one that kernels on channel blocks can hold: float32 of rank 2 to 4."""
+        """Whether the value is one that kernels on channel blocks can hold: float32 of rank 2 to 5."""
         info = self.types[name]
-        return info.dtype == _FLOAT and 2 <= len(info.shape) <= 4
+        return info.dtype == _FLOAT and 2 <= len(info.shape) <= 5
 
     def new_plain(self, name: str) -> Value:
         """Room for a row-major output: the caller's own array where the value is an output of the graph."""
@@ -149,7 +149,7 @@ class Builder:
             whole_name, channel = self.parents[name]
             whole = self._concatenation(whole_name)
             value = Value(shape, _FLOAT, whole.buffer, True, image=whole.image, block=whole.block, row=whole.row)
-            value.halo = whole.halo
+            value.halo, value.slice = whole.halo, whole.slice
             value.offset = whole.offset + channel // self.v * whole.block * 4
             value.extent = self._extent(value)
         else:
@@ -164,45 +164,54 @@ class Builder:
 
     def blocked_room(self, shape: tuple[int, ...], halo: Halo = NO_HALO) -> Value:
         """A new blocked tensor; the step that writes the zeros of its halo is added here."""
-        high, wide = spatial(shape)
-        top, left, bottom, right = halo
+        deep, high, wide = shape[2:] if len(shape) == 5 else (1, *spatial(shape))
+        top, left, bottom, right, front, behind = (*halo, 0, 0)[:6]
         row = (left + wide + right) * self.v
-        block = (top + high + bottom) * row
+        plane = (top + high + bottom) * row
+        block = (front + deep + behind) * plane
         image = block * blocks_of(shape[1], self.v)
         value = Value(shape, _FLOAT, Buffer(4 * image * shape[0]), True, image=image, block=block, row=row, halo=halo)
-        value.offset = 4 * (top * row + left * self.v)
+        value.offset = 4 * (front * plane + top * row + left * self.v)
+        value.slice = plane if len(shape) == 5 else 0
         value.extent = self._extent(value)
         self.fill_halo(value)
         return value
 
     def fill_halo(self, value: Value) -> None:
-        """Add the step that writes the zeros around a blocked tensor, where there are any."""
-        if not any(value.halo):
-            return
-        top, left, bottom, right = value.halo
-        high, wide = value.size
-        arguments = {
-            "y": value.ref, "blocks": blocks_of(value.channels, self.v), "rows": high, "cols": wide,
-            "y_image": value.image, "y_block": value.block, "y_row": value.row,
-            "top": top, "left": left, "bottom": bottom, "right": right,
+        """Add the steps that write the zeros around a blocked tensor, where there are any."""
+        top, left, bottom, right, front, behind = (*value.halo, 0, 0)[:6]
+        blocks = blocks_of(value.channels, self.v)
+        deep, high, wide = value.shape[2:] if len(value.shape) == 5 else (1, *spatial(value.shape))
+        around = {
+            "y": value.ref, "rows": high, "cols": wide, "top": top, "left": left, "bottom": bottom, "right": right,
+            "blocks": blocks, "y_image": value.image, "y_block": value.block, "y_row": value.row,
         }  # fmt: skip
-        items = value.n * blocks_of(value.channels, self.v)
-        touches = [(value.buffer, 0, value.buffer.nbytes, True, "halo")]
-        self.steps.append(
-            Step(self.layer, "halo", halo_kernel, halo_kernel.Halo(), arguments, items, touches, why="padding")
-        )
+        if value.slice:
+            around |= {"blocks": deep, "y_image": value.block, "y_block": value.slice}
+        slice_rows = top + high + bottom
+        ends = around | {
+            "y": Ref(value.buffer, value.offset - 4 * (top * value.row + left * self.v)), "blocks": 1,
+            "rows": deep * slice_rows, "cols": left + wide + right, "top": front * slice_rows, "left": 0,
+            "bottom": behind * slice_rows, "right": 0,
+        }  # fmt: skip
+        for tag, arguments, items in (("halo", around, deep * value.n * blocks), ("halo_ends", ends, value.n * blocks)):
+            if any(arguments[side] for side in ("top", "left", "bottom", "right")):
+                touches = [(value.buffer, 0, value.buffer.nbytes, True, tag)]
+                tile = halo_kernel.Halo()
+                self.steps.append(Step(self.layer, "halo", halo_kernel, tile, arguments, items, touches, why="padding"))
 
     def _extent(self, value: Value) -> int:
         """Bytes from the value's first element to the end of its last row."""
-        high, _ = value.size
+        deep, high, _ = value.shape[2:] if len(value.shape) == 5 else (1, *spatial(value.shape))
         blocks = blocks_of(value.channels, self.v)
-        return 4 * ((value.n - 1) * value.image + (blocks - 1) * value.block + high * value.row)
+        floats = (value.n - 1) * value.image + (blocks - 1) * value.block + (deep - 1) * value.slice + high * value.row
+        return 4 * floats
 
     def alias(self, name: str, value: Value, shape: tuple[int, ...]) -> Value:
         """Another name and shape for the same memory."""
         other = Value(
             shape, value.dtype, value.buffer, value.blocked, value.offset,
-            value.image, value.block, value.row, value.halo, value.extent,
+            value.image, value.block, value.row, value.halo, value.extent, value.slice,
         )  # fmt: skip
         self.values[name, value.blocked] = other
         return other
@@ -216,7 +225,7 @@ class Builder:
 
     def _packed(self, name: str) -> Value:
         source = self.plain(name)
-        if source.dtype != _FLOAT or not 2 <= len(source.shape) <= 4:
+        if source.dtype != _FLOAT or not 2 <= len(source.shape) <= 5:
             raise ConvwrightError(f"value {name!r} of type {source.dtype}{list(source.shape)} has no blocked layout")
         return self.pack(name, self.halos.get(name, NO_HALO))
 
@@ -227,10 +236,7 @@ class Builder:
         """
         source = self.plain(name)
         value = self.blocked_room(source.shape, halo)
-        high, wide = value.size
-        rows, cols = (1, high * wide) if value.flat else (high, wide)
-        tile = layout_kernels.conversion("pack", value.channels, cols, self.target, places is not None)
-        self._convert("pack", tile, source, value, rows, cols, high * wide, self._planes(places, high * wide))
+        self._convert("pack", source, value, places)
         return value
 
     def unpack(self, of: str, name: str, places: np.ndarray | None = None) -> None:
@@ -240,36 +246,40 @@ class Builder:
         """
         source = self.values[of, True]
         value = self.plain_room(source.shape, _FLOAT, self._plain_buffer(name))
-        high, wide = source.size
-        rows, cols = (1, high * wide) if source.flat else (high, wide)
-        tile = layout_kernels.conversion("unpack", source.channels, cols, self.target, places is not None)
-        self._convert("unpack", tile, source, value, rows, cols, high * wide, self._planes(places, high * wide))
+        self._convert("unpack", source, value, places)
         self.values[name, False] = value
 
-    def _planes(self, places: np.ndarray | None, plane: int) -> Ref | None:
-        """The table of a placed conversion."""
-        return None if places is None else self.static(places.astype(np.int64) * plane)
-
-    def _convert(
-        self, name: str, tile: Any, x: Value, y: Value, rows: int, cols: int, plane: int, places: Ref | None = None
-    ) -> None:  # fmt: skip
-        blocks = blocks_of(x.channels, self.v)
-        chunks = min(rows, max(1, self.threads * 2 // max(1, x.n * blocks)))
-        chunk_rows = -(-rows // chunks)
-        plain = {"image": plane * x.channels, "plane": plane, "row": cols}
-        sides: dict[str, int] = {}
-        for side, value in (("x", x), ("y", y)):
-            if value.blocked:
-                sides |= {f"{side}_image": value.image, f"{side}_plane": value.block, f"{side}_row": value.row}
-            else:
-                sides |= {f"{side}_{key}": stride for key, stride in plain.items()}
-        pieces = -(-rows // chunk_rows)
-        arguments = {
-            "x": x.ref, "y": y.ref, "planes": blocks, "chunks": pieces, "chunk_rows": chunk_rows,
-            "rows": rows, "cols": cols, "top": 0, "bottom": 0, "left": 0, "right": 0, "places": places or 0, **sides,
-        }  # fmt: skip
-        items = x.n * blocks * pieces
-        self.step(name, layout_kernels, tile, arguments, items, [x], [y], why="layout")
+    def _convert(self, kind: str, x: Value, y: Value, places: np.ndarray | None) -> None:
+        """The steps from one layout to the other: one, or of volumes with gaps between their slices one an image."""
+        whole, plain = (y, x) if kind == "pack" else (x, y)
+        size = math.prod(whole.shape[2:])  # of a channel of the plain tensor
+        table = None if places is None else self.static(places.astype(np.int64) * size)
+        blocks = blocks_of(whole.channels, self.v)
+        for number, (blocked,) in enumerate(planes([whole])):
+            high, wide = blocked.size
+            apart = size * whole.channels if blocked is whole else high * wide  # floats from image to image
+            rows, cols = (1, high * wide) if blocked.flat else (high, wide)
+            tile = layout_kernels.conversion(kind, whole.channels, cols, self.target, places is not None)
+            chunks = min(rows, max(1, self.threads * 2 // max(1, blocked.n * blocks)))
+            chunk_rows = -(-rows // chunks)
+            pieces = -(-rows // chunk_rows)
+            at = Ref(plain.buffer, plain.offset + 4 * number * size * whole.channels)
+            strides = {
+                "blocked": (blocked.ref, blocked.image, blocked.block, blocked.row), "plain": (at, apart, size, cols),
+            }  # fmt: skip
+            arguments: dict[str, Any] = {
+                "planes": blocks, "chunks": pieces, "chunk_rows": chunk_rows, "rows": rows, "cols": cols,
+                "top": 0, "bottom": 0, "left": 0, "right": 0, "places": table or 0,
+            }  # fmt: skip
+            for side, layout in (
+                (("x", "plain"), ("y", "blocked")) if kind == "pack" else (("x", "blocked"), ("y", "plain"))
+            ):
+                names = (side, f"{side}_image", f"{side}_plane", f"{side}_row")
+                arguments |= dict(zip(names, strides[layout], strict=True))
+            ends = ([x], [blocked]) if kind == "pack" else ([blocked], [y])
+            self.step(kind, layout_kernels, tile, arguments, blocked.n * blocks * pieces, *ends, why="layout")
+            touches = self.steps[-1].touches
+            touches[-1] = (*touches[-1][:4], f"image{number}")
 
     def padded_planes(self, source: Value, halo: Halo) -> Value:
         """A copy of a plain NCHW tensor with zeros around every plane; the tensor itself where the halo is empty."""

@@ -177,7 +177,7 @@ def _has_kernel(graph: Graph, types: Inferred, layer: Layer) -> bool:
 def _residual_pair(node: Node, can_take: Any, place: dict[str, int], types: Inferred) -> tuple[Layer, str] | None:
     """Which of the sum's two layers takes the addition (the later one), and the value that it adds."""
     first, second = node.inputs
-    if first == second or types[first].shape != types[second].shape or len(types[first].shape) not in (3, 4):
+    if first == second or types[first].shape != types[second].shape or len(types[first].shape) not in (3, 4, 5):
         return None
     for name, other in sorted(((first, second), (second, first)), key=lambda pair: -place.get(pair[0], -1)):
         layer = can_take(name)

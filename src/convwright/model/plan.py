@@ -117,7 +117,7 @@ def _prepare(b: Builder) -> list[lower.Row]:
         if layer.op != "Flatten" or layer.node.attributes.get("axis", 1) != 1 or layer.output in b.graph.outputs:
             continue
         all_gemm = all(row_by_output[reader.output].lower is direct.lower_gemm for reader in readers[layer.output])
-        if all_gemm and b.fits_blocks(name) and len(b.shape(name)) > 2:
+        if all_gemm and b.fits_blocks(name) and 2 < len(b.shape(name)) < 5:
             b.flattened[layer.output] = name
     for layer, row in zip(b.layers, rows, strict=True):
         if row.lower is channels.lower_concat:

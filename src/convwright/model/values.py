@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-Halo = tuple[int, int, int, int]
-"""Rows above, columns to the left, rows below, columns to the right of a tensor that hold zeros."""
+Halo = tuple[int, ...]
+"""Rows above, columns to the left, rows below, columns to the right of a tensor that hold zeros; of a volume also the
+slices in front of it and behind it, which may be left out where there are none."""
 
 NO_HALO: Halo = (0, 0, 0, 0)
 
@@ -72,7 +75,7 @@ class Value:
     ``shape`` is the tensor's own (ONNX) shape. Blocked tensors are ``[N][blocks][H][W][v]`` inside their halo, with
     strides ``image``, ``block`` and ``row`` in floats; plain ones are row-major without gaps, but
     for a range of another's channels, whose ``image`` is the whole's. ``offset`` is the byte of
-    element 0.
+    element 0. Volumes, of rank 5, are ``[N][blocks][D][H][W][v]``, with a stride ``slice`` too.
     """
 
     shape: tuple[int, ...]
@@ -85,6 +88,7 @@ class Value:
     row: int = 0
     halo: Halo = NO_HALO
     extent: int = field(default=0)  # bytes from `offset` that a blocked tensor without halo spans (hazard tracking)
+    slice: int = 0
 
     @property
     def ref(self) -> Ref:
@@ -100,20 +104,55 @@ class Value:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width; a tensor of rank 3 is one row, one of rank 2 a single pixel."""
+        """Height and width; a tensor of rank 3 is one row, one of rank 2 a single pixel, a volume all slices' rows.
+
+        Kernels on planes do a volume as one tall plane where its slices follow each other without a gap: see `planes`.
+        """
+        assert self.even
         return spatial(self.shape)
+
+    @property
+    def even(self) -> bool:
+        """Whether the slices of a volume follow each other without a gap."""
+        return len(self.shape) < 5 or self.shape[2] == 1 or self.slice == self.shape[3] * self.row
+
+    def plane_batch(self, image: int) -> Value:
+        """An image of a blocked volume as a batch: its slices are the images. What has one image has it for all."""
+        n, channels, deep, *plane = self.shape
+        image %= n
+        extent = self.extent - 4 * (n - 1) * self.image
+        return replace(
+            self, shape=(deep, channels, *plane), offset=self.offset + 4 * image * self.image, image=self.slice,
+            halo=self.halo[:4], extent=extent,
+        )  # fmt: skip
 
     @property
     def flat(self) -> bool:
         """Whether rows follow each other without a gap."""
-        return self.halo[1] == self.halo[3] == 0
+        return self.halo[1] == self.halo[3] == 0 and self.even
 
 
 def spatial(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(H, W) of ``[N, C]``, ``[N, C, W]`` or ``[N, C, H, W]``."""
+    """(H, W) of ``[N, C]``, ``[N, C, W]`` or ``[N, C, H, W]``; (D H, W) of ``[N, C, D, H, W]``."""
+    if len(shape) == 5:
+        return shape[2] * shape[3], shape[4]
     if len(shape) == 4:
         return shape[2], shape[3]
     return (1, shape[2]) if len(shape) == 3 else (1, 1)
+
+
+_Values = TypeVar("_Values", Value, Value | None)
+
+
+def planes(values: Sequence[_Values]) -> Iterator[list[_Values]]:
+    """The same blocked tensors as kernels on planes take them, turn by turn: as they are, or where there are gaps
+    between the slices of volumes, image by image, the slices of each as a batch."""
+    if all(value is None or value.even for value in values):
+        yield list(values)
+        return
+    images = max(value.n for value in values if value is not None)
+    for image in range(images):
+        yield [None if value is None else value.plane_batch(image) for value in values]
 
 
 def blocks_of(channels: int, vector: int) -> int:

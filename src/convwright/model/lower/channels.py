@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import numpy as np
 
 from convwright.graph.shape_rules.movement import slice_ranges, split_sizes
@@ -9,7 +11,7 @@ from convwright.graph.shape_rules.scope import Scope, axis_of
 from convwright.kernels import channels as kernels
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.values import NO_HALO, Halo, Ref, Value, blocks_of
+from convwright.model.values import NO_HALO, Halo, Ref, Value, blocks_of, planes
 
 _IN_PLACE_SOURCES = {
     "Conv", "MaxPool", "AveragePool", "Relu", "Add", "Mul", "Clip", "Sigmoid", "Silu", "HardSwish", "LeakyRelu",
@@ -118,6 +120,11 @@ def _take(b: Builder, source: str, name: str, channels: np.ndarray) -> None:
 def choose_step(b: Builder, x: Value, y: Value, channels: np.ndarray, why: str) -> None:
     """The step that gives output channel c the input channel ``channels[c]`` (-1: leaves it as it is)."""
     choice = kernels.choose(channels.tolist(), x.block, b.target)
+    for source, target in planes([x, y]):
+        _choose_planes(b, choice, source, target, why)
+
+
+def _choose_planes(b: Builder, choice: kernels.Choice, x: Value, y: Value, why: str) -> None:
     rows, cols = y.size
     if x.flat and y.flat:
         rows, cols = 1, rows * cols
@@ -142,13 +149,13 @@ def wants_halo(b: Builder, layer: Layer) -> dict[str, Halo]:
 
 
 def merged(a: Halo, b: Halo) -> Halo:
-    return tuple(max(pair) for pair in zip(a, b, strict=True))  # type: ignore[return-value]
+    return tuple(max(pair) for pair in zip_longest(a, b, fillvalue=0))
 
 
 def with_halo(b: Builder, name: str, halo: Halo) -> Value:
     """The blocked value inside at least this halo: itself, or a copy."""
     value = b.blocked(name)
-    if all(have >= need for have, need in zip(value.halo, halo, strict=True)):
+    if all(have >= need for have, need in zip_longest(value.halo, halo, fillvalue=0)):
         return value
     copy = b.blocked_room(value.shape, halo)
     choose_step(b, value, copy, np.arange(blocks_of(value.channels, b.v) * b.v), "padding")

@@ -23,6 +23,7 @@ from convwright.model.lower import (
     planar,
     subpixel,
     transposed,
+    volumes,
     winograd,
 )
 from convwright.model.problem import Algorithm, Problem, choose, problem_of
@@ -36,6 +37,7 @@ ROWS: tuple[Algorithm, ...] = (
     depthwise_planes.ROW,
     winograd.ROW,
     winograd.DEEP,
+    volumes.ROW,
     transposed.ROW,
     subpixel.ROW,
     planar.ROW,
@@ -90,12 +92,15 @@ def algorithm_of(p: Problem) -> Algorithm:
     """The row that computes the problem: the cheapest by estimate, or the one asked for.
 
     Between neighbours in channel blocks what works on blocks is not compared with the rest, but for windows in groups
-    that leave lanes of the blocks empty: of 3, 6 or 12 channels planes gain more than two conversions cost.
+    that leave lanes of the blocks empty: of 3, 6 or 12 channels planes gain more than two conversions cost. Of three
+    axes, groups have kernels of their own on planes alone.
     """
     rows = ROWS
     if p.algorithm == "auto" and not (p.plain_input or p.plain_output):
         rows = tuple(row for row in ROWS if row.blocked and row.why_not(p) is None) or ROWS
-        if rows is not ROWS and _wastes_lanes(p):
+        if p.spec.rank == 3 and p.spec.groups > 1:
+            rows = ROWS
+        elif rows is not ROWS and _wastes_lanes(p):
             rows += (planar.ROW,)
     return choose(rows, p, cost)
 

@@ -20,7 +20,7 @@ from convwright.model.weights import Entry, entries_of
 from convwright.runtime.machine import multiply_adds_a_cycle
 
 PLANAR_CHANNELS = 4  # inputs of the graph with at most so many channels are read plane by plane
-_MEMORY_BYTES_A_CYCLE = 5.5  # measured read bandwidth of one core at its clock
+MEMORY_BYTES_A_CYCLE = 5.5  # measured read bandwidth of one core at its clock
 
 
 def reads_planes(p: Problem) -> bool:
@@ -57,7 +57,7 @@ def cycles(p: Problem) -> float:
     vectors = min(vectors_a_group(entries))
     half = g.groups == 1 and ends_in_half(g.out_channels, p.target)
     compute = choose_tile(*g.out_size, vectors, len(entries) // vectors, reduction, p.target, half).cycles * p.batch
-    memory = 4 * reduction * len(entries) * v / _MEMORY_BYTES_A_CYCLE
+    memory = 4 * reduction * len(entries) * v / MEMORY_BYTES_A_CYCLE
     return (max(compute, memory) + 0.3 * min(compute, memory)) / p.threads
 
 
@@ -108,18 +108,20 @@ def lower_gemm(b: Builder, layer: Layer) -> None:
 
 
 def add(
-    b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Value | None, *, planar: bool = False
-) -> None:
+    b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Value | None, *, planar: bool = False,
+    deep: tuple[int, int] = (1, 0),
+) -> None:  # fmt: skip
     """Add the step that computes the layer from `x`, which lies in its halo, to `y`.
 
     `planar`: `x` is row-major, as a first layer reads it. The channels of `x` and `y` lie in the orders that the plan
-    has for them (`lower.regroup`).
+    has for them (`lower.regroup`). `deep`: taps of a third axis, and the floats from one to the next; then the images
+    of `x` are what the first taps of the output's slices read.
     """
     v, node = b.v, layer.node
-    pointwise = g.kernel == (1, 1)
+    pointwise = g.kernel == (1, 1) and deep[0] == 1
     form = "planar" if planar else "direct"
-    weight_shape = (g.out_channels, g.own_channels, *g.kernel)
-    own, macs = g.out_channels // g.groups, g.macs
+    weight_shape = (g.out_channels, g.own_channels, deep[0] * g.kernel[0], g.kernel[1])
+    own, macs = g.out_channels // g.groups, g.macs * deep[0]
     if (order := b.orders.get(layer.output)) is not None:
         packed = b.weights.in_lanes(node.inputs[1], form, weight_shape, g.groups, order)
         bias = b.weights.bias_in_lanes(node.input(2), g.out_channels, order, form)
@@ -147,7 +149,7 @@ def add(
     tile = direct.DirectTile(
         shape.rows, shape.cols, shape.outs, g.stride[1] if planar else g.stride[1] * v,
         planar=planar, tap_step=g.dilation[1] if planar else 1, taps=planar or not pointwise,
-        wrap=wrap, masked=masked, gathered=gathered, half=shape.half, epilogue=layer.epilogue,
+        wrap=wrap, masked=masked, gathered=gathered, half=shape.half, deep=deep[0] > 1, epilogue=layer.epilogue,
     )  # fmt: skip
     table = output_tiles(entries, shape.outs, g.own_channels, reduction, v)
     col_tiles = -(-cols // shape.cols)
@@ -170,9 +172,11 @@ def add(
         "r_image": residual.image if residual and not by_image else 0, "r_block": residual.block if residual else 0,
         "r_row": (residual.image if by_image else residual.row) if residual else 0, "ring": 0,
     }  # fmt: skip
+    if tile.deep:
+        arguments |= {"taps_deep": deep[0], "x_tap_deep": deep[1]}
     if read is not None:
         arguments["places"] = b.static(read.places // v * x.block + read.places % v)
-    why = _why(g, shape, planar) + (", channels where they lie" if gathered else "")
+    why = _why(g, shape, planar, deep[0]) + (", channels where they lie" if gathered else "")
     reads = [x, residual] if residual else [x]
     items = cut.halves * cut.tiles_inner * cut.chunks_image * images
     b.step(tile.name(b.target), direct, tile, arguments, items, reads, [y], why, macs * x.n)
@@ -183,8 +187,9 @@ def ends_in_half(channels: int, target: Target) -> bool:
     return multiply_adds_a_cycle(target) == 1 and 0 < channels % target.vector <= target.vector // 2
 
 
-def _why(g: Geometry, shape: Shape, planar: bool) -> str:
-    kind = "few input channels" if planar else "1x1" if g.kernel == (1, 1) else "dense" if g.groups == 1 else "grouped"
+def _why(g: Geometry, shape: Shape, planar: bool, deep: int) -> str:
+    pointwise = g.kernel == (1, 1) and deep == 1
+    kind = "few input channels" if planar else "1x1" if pointwise else "dense" if g.groups == 1 else "grouped"
     return f"{kind}: {shape.rows}x{shape.cols} pixels by {shape.outs} vectors"
 
 

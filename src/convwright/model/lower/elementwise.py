@@ -11,7 +11,7 @@ from convwright.graph import Node
 from convwright.kernels import activations, elementwise
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer, activation_of
-from convwright.model.values import Value, blocks_of
+from convwright.model.values import Value, blocks_of, planes
 
 _BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Max": "max", "Min": "min"}
 
@@ -94,6 +94,10 @@ class _Operand:
     def __init__(self, kind: str, ref: Any, value: Value | None):
         self.kind, self.ref, self.value = kind, ref, value
 
+    def on(self, value: Value | None) -> _Operand:
+        """The operand with its tensor seen as batches of planes."""
+        return self if value is self.value or value is None else _Operand(self.kind, value.ref, value)
+
 
 def _operand(b: Builder, name: str, kind: str | None, channels: int) -> _Operand:
     assert kind is not None
@@ -110,7 +114,14 @@ def _operand(b: Builder, name: str, kind: str | None, channels: int) -> _Operand
 
 
 def _emit(b: Builder, layer: Layer, expression: Any, operands: list[_Operand]) -> None:
-    y = b.new_blocked(layer.output)
+    own_values = [operand.value if operand.kind != "scalar" else None for operand in operands]
+    values = [b.new_blocked(layer.output), *own_values]
+    for y, *own in planes(values):
+        assert y is not None
+        _emit_planes(b, expression, [operand.on(value) for operand, value in zip(operands, own, strict=True)], y)
+
+
+def _emit_planes(b: Builder, expression: Any, operands: list[_Operand], y: Value) -> None:
     tile = elementwise.Elementwise(expression, tuple(operand.kind for operand in operands))
     blocks = blocks_of(y.channels, b.v)
     large = [operand.value for operand in operands if operand.kind in ("full", "pixel") and operand.value is not None]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from convwright.graph.shape_rules.windows import axis_list, window_padding
 from convwright.kernels import pool
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.values import blocks_of
+from convwright.model.values import Value, blocks_of
 
 
 def can_lower(b: Builder, layer: Layer) -> bool:
@@ -28,10 +30,27 @@ def lower(b: Builder, layer: Layer) -> None:
         kernel, stride, dilation, padding = (1, *kernel), (1, *stride), (1, *dilation), ((0, 0), *padding)
     maximum = node.op == "MaxPool"
     count_padding = bool(node.attributes.get("count_include_pad", 0))
-    tile = pool.pool_of(maximum, kernel[1], stride[1], dilation[1], count_padding, b.target)
+    tile = pool.pool_of(maximum, kernel[-1], stride[-1], dilation[-1], count_padding, b.target, rank == 3)
+    windows = tuple(size[-2:] for size in (kernel, stride, dilation, padding))
+    if rank < 3:
+        _add(b, tile, x, y, x.n, windows, {})
+        return
+    deep = {
+        "in_slices": x.shape[2], "x_slice": x.slice, "taps_deep": kernel[0], "stride_deep": stride[0],
+        "dilation_deep": dilation[0], "pad_front": padding[0][0], "pad_behind": padding[0][1],
+    }  # fmt: skip
+    for image in range(x.n):
+        _add(b, tile, x.plane_batch(image), y.plane_batch(image), y.shape[2], windows, deep)
+
+
+def _add(
+    b: Builder, tile: pool.Pool, x: Value, y: Value, images: int, windows: tuple[Any, ...], deep: dict[str, int]
+) -> None:
+    """A step over planes; ``deep``: of a volume, whose output slices are the images."""
+    kernel, stride, dilation, padding = windows
     blocks = blocks_of(x.channels, b.v)
     rows = y.size[0]
-    chunk_rows = -(-rows // b.chunks(rows, x.n * blocks))
+    chunk_rows = -(-rows // b.chunks(rows, images * blocks))
     chunks = -(-rows // chunk_rows)
     arguments = {
         "x": x.ref, "y": y.ref, "blocks": blocks, "chunks": chunks, "chunk_rows": chunk_rows,
@@ -40,18 +59,23 @@ def lower(b: Builder, layer: Layer) -> None:
         "taps_high": kernel[0], "taps_wide": kernel[1], "stride_high": stride[0], "stride_wide": stride[1],
         "dilation_high": dilation[0], "dilation_wide": dilation[1],
         "pad_top": padding[0][0], "pad_bottom": padding[0][1], "pad_left": padding[1][0], "pad_right": padding[1][1],
+        **deep,
     }  # fmt: skip
-    b.step(tile.name(b.target), pool, tile, arguments, x.n * blocks * chunks, [x], [y], "pooling")
+    b.step(tile.name(b.target), pool, tile, arguments, images * blocks * chunks, [x], [y], "pooling")
 
 
 def lower_global(b: Builder, layer: Layer) -> None:
     """GlobalMaxPool and GlobalAveragePool."""
     x, y = b.blocked(layer.node.inputs[0]), b.new_blocked(layer.output)
-    tile = pool.GlobalPool(layer.op == "GlobalMaxPool")
+    tile = pool.GlobalPool(layer.op == "GlobalMaxPool", deep=not x.even)
     blocks = blocks_of(x.channels, b.v)
-    rows, cols = (1, x.size[0] * x.size[1]) if x.flat else x.size
+    rows, cols = x.shape[3:] if tile.deep else x.size
+    if x.flat:
+        rows, cols = 1, rows * cols
     arguments = {
         "x": x.ref, "y": y.ref, "blocks": blocks, "rows": rows, "cols": cols,
         "x_image": x.image, "x_block": x.block, "x_row": x.row, "y_image": y.image, "y_block": y.block,
     }  # fmt: skip
+    if tile.deep:
+        arguments |= {"slices": x.shape[2], "x_slice": x.slice}
     b.step(tile.name(b.target), pool, tile, arguments, x.n * blocks, [x], [y], "pooling over the plane")

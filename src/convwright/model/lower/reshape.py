@@ -20,7 +20,7 @@ def lower(b: Builder, layer: Layer) -> None:
 def _same_blocks(b: Builder, name: str, shape: tuple[int, ...]) -> bool:
     """Whether both shapes are the same images, channels and plane, as in ``[N, C, 1, 1]`` and ``[N, C]``."""
     own = b.shape(name)
-    if not (2 <= len(own) <= 4 and 2 <= len(shape) <= 4) or own[:2] != shape[:2]:
+    if not (2 <= len(own) <= 5 and 2 <= len(shape) <= 5) or own[:2] != shape[:2]:
         return False
     rest, other = [[size for size in sizes[2:] if size != 1] for sizes in (own, shape)]
     return rest == other and (len(rest) == 0 or own == shape)

@@ -42,7 +42,7 @@ def _tables(b: Builder, layer: Layer, strides: tuple[int, int]) -> dict[str, np.
 
 def can_lower(b: Builder, layer: Layer) -> bool:
     shape = b.shape(layer.output)
-    if not b.fits_blocks(layer.output) or len(shape) < 3 or 0 in shape:
+    if not b.fits_blocks(layer.output) or len(shape) not in (3, 4) or 0 in shape:
         return False
     return _tables(b, layer, (1, 1)) is not None
 

@@ -1,105 +1,107 @@
-"""Tensors of three spatial axes in channel blocks, ``[N][blocks][D][H][W][v]``: between the plain tensors around a
-layer and the kernels that take depth slices for images of their own."""
+"""Convolutions of three spatial axes on channel blocks, ``[N][blocks][D][H][W][v]``.
+
+To a kernel that knows two axes, the slices of a volume are a batch of planes. What lies in slices beside an output's
+own is a tap further: an offset, like a tap of the other axes.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
-
-from convwright.kernels import halo as halo_kernel
-from convwright.kernels import layout
 from convwright.model.builder import Builder
-from convwright.model.values import Buffer, Ref, Value, blocks_of
+from convwright.model.fuse import Layer
+from convwright.model.geometry import Geometry, geometry_of
+from convwright.model.lower import channels, direct
+from convwright.model.problem import Algorithm, Problem
+from convwright.model.tiles import choose_tile
+from convwright.model.values import Halo, Ref, Value
+from convwright.model.weights import entries_of
 from convwright.spec import ConvSpec
 
-_FLOAT = np.dtype(np.float32)
+
+def halo_of(p: Problem, reach: Sequence[int] = (0, 0)) -> Halo:
+    """Zeros around the input: those of the windows. ``reach``: padded rows and columns that are read at least."""
+    spec = p.spec
+    before, behind = [], []
+    for size, (low, _), out, stride, span, least in zip(
+        p.size, spec.pads(p.size), p.out_size, spec.stride, spec.effective_kernel, (0, *reach), strict=True
+    ):
+        before.append(low)
+        behind.append(max(0, max((out - 1) * stride + span, least) - low - size))
+    return before[1], before[2], behind[1], behind[2], before[0], behind[0]
 
 
-def room(b: Builder, shape: tuple[int, ...]) -> tuple[Value, int]:
-    """A new volume, and the floats from one of its depth slices to the next; ``shape``: N x C x D x H x W."""
-    row = shape[4] * b.v
-    slice_floats = shape[3] * row
-    block = shape[2] * slice_floats
-    image = block * blocks_of(shape[1], b.v)
-    value = Value(shape, _FLOAT, Buffer(4 * image * shape[0]), True, image=image, block=block, row=row)
-    value.extent = value.buffer.nbytes
-    return value, slice_floats
+def first_window(b: Builder, x: Value, spec: ConvSpec) -> Ref:
+    """The address of the first input that the first window reads, padding included."""
+    (front, _), (top, _), (left, _) = spec.pads(x.shape[2:])
+    return Ref(x.buffer, x.offset - 4 * (front * x.slice + top * x.row + left * b.v))
 
 
-def packed(b: Builder, x: Value, spec: ConvSpec, out_size: tuple[int, ...], reach: Sequence[int]) -> tuple[Value, int]:
-    """A copy of a plain tensor inside the zeros that a convolution reads; its first element is the first input of the
-    first window. ``reach``: padded rows and columns that are read at least."""
-    size, pads = x.shape[2:], spec.pads(x.shape[2:])
-    before = [low for low, _ in pads]
-    last = [
-        (out - 1) * stride + span
-        for out, stride, span in zip(out_size, spec.stride, spec.effective_kernel, strict=True)
-    ]
-    last[1:] = [max(pair) for pair in zip(last[1:], reach, strict=True)]
-    padded = [max(low + own, end) for low, own, end in zip(before, size, last, strict=True)]
-    value, slice_floats = room(b, (*x.shape[:2], *padded))
-    _zeros(b, value, slice_floats, size, before)
-    at = 4 * (before[0] * slice_floats + before[1] * value.row + before[2] * b.v)
-    _convert(b, "pack", x, value, slice_floats, size, at, joined=False)
-    return value, slice_floats
+# -- direct summation --------------------------------------------------------------------------------------------------
 
 
-def unpack(b: Builder, x: Value, slice_floats: int, y: Value) -> None:
-    """A volume without borders to a plain tensor."""
-    _convert(b, "unpack", x, y, slice_floats, x.shape[2:], 0, joined=True)
+def _why_not(p: Problem) -> str | None:
+    spec = p.spec
+    if spec.rank < 3:
+        return "for three axes"
+    if p.element != "f32":
+        return f"channel blocks hold float32, not {p.dtype}"
+    if spec.transposed:
+        return "transposed"
+    if spec.flip or spec.padding_mode != "zeros":
+        return f"flip {spec.flip}, padding_mode {spec.padding_mode!r}"
+    return None
 
 
-def _zeros(b: Builder, value: Value, slice_floats: int, size: tuple[int, ...], before: list[int]) -> None:
-    """The steps that write the zeros: around the planes of the slices that hold data, and whole slices."""
-    n, channels, *padded = value.shape
-    blocks = n * blocks_of(channels, b.v)
-    top, left = before[1:]
-    around = {
-        "rows": size[1], "cols": size[2], "top": top, "left": left,
-        "bottom": padded[1] - top - size[1], "right": padded[2] - left - size[2],
-    }  # fmt: skip
-    whole = {"rows": 0, "cols": padded[2], "top": 0, "left": 0, "bottom": padded[1], "right": 0}
-    stretches = [
-        (before[0], size[0], around, top * value.row + left * b.v),
-        (0, before[0], whole, 0),
-        (before[0] + size[0], padded[0] - before[0] - size[0], whole, 0),
-    ]
-    for first, slices, shape, inside in stretches:
-        if not slices or not any(shape[side] for side in ("top", "left", "bottom", "right")):
-            continue
-        arguments = {
-            "y": Ref(value.buffer, 4 * (first * slice_floats + inside)), "blocks": slices,
-            "y_image": value.block, "y_block": slice_floats, "y_row": value.row, **shape,
-        }  # fmt: skip
-        b.step("halo", halo_kernel, halo_kernel.Halo(), arguments, blocks * slices, [], [], "padding")
-        b.steps[-1].touches.append((value.buffer, 0, value.buffer.nbytes, True, f"halo{first}"))
+def _pointwise(p: Problem) -> bool:
+    """Whether slices are as independent as rows."""
+    spec = p.spec
+    return max(spec.kernel) == 1 and max(spec.stride) == 1 and not any(map(any, spec.pads(p.size)))
 
 
-def _convert(
-    b: Builder, kind: str, x: Value, y: Value, slice_floats: int, size: tuple[int, ...], at: int, joined: bool
-) -> None:
-    """A step for each image, whose depth slices are the kernel's images; ``at``: byte of the volume's first element."""
-    volume, plain = (y, x) if kind == "pack" else (x, y)
-    rows, cols = (1, size[1] * size[2]) if joined else (size[1], size[2])
-    tile = layout.conversion(kind, volume.channels, cols, b.target)
-    blocks = blocks_of(volume.channels, b.v)
-    sides = {
-        id(volume): (slice_floats, volume.block, volume.row),
-        id(plain): (size[1] * size[2], math.prod(size), cols),
-    }
-    for image in range(volume.n):
-        places = {
-            id(volume): Ref(volume.buffer, volume.offset + at + 4 * image * volume.image),
-            id(plain): Ref(plain.buffer, plain.offset + 4 * image * volume.channels * math.prod(size)),
-        }
-        arguments: dict[str, int | Ref] = {
-            "x": places[id(x)], "y": places[id(y)], "places": 0, "planes": blocks, "chunks": 1, "chunk_rows": rows,
-            "rows": rows, "cols": cols, "top": 0, "bottom": 0, "left": 0, "right": 0,
-        }  # fmt: skip
-        for side, value in (("x", x), ("y", y)):
-            names = (f"{side}_image", f"{side}_plane", f"{side}_row")
-            arguments |= dict(zip(names, sides[id(value)], strict=True))
-        b.step(kind, layout, tile, arguments, size[0] * blocks, [x], [], "layout")
-        b.steps[-1].touches.append((y.buffer, 0, y.buffer.nbytes, True, f"image{image}"))
+def _cycles(p: Problem) -> float:
+    """As `direct.cycles`, of all slices."""
+    g, v = geometry_of(p), p.target.vector
+    entries = entries_of(g.out_channels, g.groups, v)
+    reduction = g.own_channels * p.spec.kernel[0] * g.kernel[0] * g.kernel[1]
+    vectors = min(direct.vectors_a_group(entries))
+    half = g.groups == 1 and direct.ends_in_half(g.out_channels, p.target)
+    rows, cols, images = *g.out_size, p.batch * p.out_size[0]
+    if _pointwise(p):
+        rows, cols, images = 1, rows * cols * p.out_size[0], p.batch
+    compute = choose_tile(rows, cols, vectors, len(entries) // vectors, reduction, p.target, half).cycles * images
+    memory = 4 * reduction * len(entries) * v / direct.MEMORY_BYTES_A_CYCLE
+    return (max(compute, memory) + 0.3 * min(compute, memory)) / p.threads
+
+
+def _lower(b: Builder, layer: Layer, p: Problem) -> None:
+    spec, g = p.spec, geometry_of(p)
+    x = channels.with_halo(b, layer.node.inputs[0], halo_of(p))
+    residual = b.blocked(layer.residual) if layer.residual else None
+    y = b.new_blocked(layer.output)
+    if _pointwise(p) and all(value is None or value.even for value in (x, y, residual)):
+        direct.add(b, layer, _stacked(g, p.size[0]), x, y, residual)
+        return
+    front = spec.pads(p.size)[0][0]
+    for image in range(p.batch):
+        window = x.plane_batch(image)
+        window = replace(
+            window, shape=(p.out_size[0], *window.shape[1:]), offset=window.offset - 4 * front * x.slice,
+            image=x.slice * spec.stride[0],
+        )  # fmt: skip
+        taps = spec.kernel[0], x.slice * spec.dilation[0]
+        added = None if residual is None else residual.plane_batch(image)
+        direct.add(b, layer, g, window, y.plane_batch(image), added, deep=taps)
+
+
+def _stacked(g: Geometry, slices: int) -> Geometry:
+    """The slices one below the other."""
+    high, wide = g.size
+    return replace(g, size=(slices * high, wide), out_size=(slices * high, wide))
+
+
+ROW = Algorithm(
+    "direct", "volumes", True, _why_not, _cycles, direct.multiplications, direct.no_workspace, direct.error_of_sum,
+    _lower, halo_of,
+)  # fmt: skip

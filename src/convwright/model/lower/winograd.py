@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,7 +25,6 @@ from convwright.runtime.machine import caches, multiply_adds_a_cycle
 
 _MEMORY_BYTES_A_CYCLE = 5.5  # measured read bandwidth of one core at its clock
 _CACHE_BYTES_A_CYCLE = 11.0  # read from the third level
-_VOLUME_CYCLES = 3.0  # to pack or unpack a vector of a volume
 _INSTRUCTIONS_A_CYCLE = 2.4  # of transforms: loads, stores, arithmetic
 # What the estimate does not see, measured on 36 layers: strips that fill the second-level cache and leave no room for
 # weights and products; strips whose inputs each of several threads transforms for itself.
@@ -244,11 +242,15 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
     add_step(b, layer, p, b.inside(x, geometry_of(p)), (x, 0), (y, 0), residual)
 
 
+def _halo_of_deep(p: Problem) -> Halo:
+    return volumes.halo_of(p, cut(p).form.reach)
+
+
 def _lower_deep(b: Builder, layer: Layer, p: Problem) -> None:
-    x, x_slice = volumes.packed(b, b.plain(layer.node.inputs[0]), p.spec, p.out_size, cut(p).form.reach)
-    y, y_slice = volumes.room(b, (p.batch, p.spec.out_channels, *p.out_size))
-    add_step(b, layer, p, Ref(x.buffer), (x, x_slice), (y, y_slice))
-    volumes.unpack(b, y, y_slice, b.new_plain(layer.output))
+    x = channels.with_halo(b, layer.node.inputs[0], _halo_of_deep(p))
+    residual = b.blocked(layer.residual) if layer.residual else None
+    y = b.new_blocked(layer.output)
+    add_step(b, layer, p, volumes.first_window(b, x, p.spec), (x, x.slice), (y, y.slice), residual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +296,7 @@ def add_step(
     x_strides, y_strides = _strides(form, *x, v), _strides(form, *y, v)
     if part:
         y_strides = (y_strides[0], y_strides[1] * part.step[0], y_strides[2] * part.step[1])
-    r_strides = _strides(form, residual, 0, v)
+    r_strides = _strides(form, residual, residual.slice if residual else 0, v)
     slices, taps = form.slices(c.chunk)
     turns = -(-vectors // c.outs)
     arguments = {
@@ -341,23 +343,13 @@ def _why_not_flat(p: Problem) -> str | None:
 
 
 def _why_not_deep(p: Problem) -> str | None:
-    if p.spec.rank < 3:
-        return "for three axes"
-    return "adds no residual" if p.residual else why_not(p)
-
-
-def _deep_cycles(p: Problem) -> float:
-    """Packing and unpacking included: tensors of three axes are plain."""
-    spec, v = p.spec, p.target.vector
-    vectors = blocks_of(spec.in_channels, v) * math.prod(p.size) + blocks_of(spec.out_channels, v) * math.prod(
-        p.out_size
-    )
-    return _cycles(p) + _VOLUME_CYCLES * p.batch * vectors / p.threads
+    return "for three axes" if p.spec.rank < 3 else why_not(p)
 
 
 ROW = Algorithm(
     "winograd", "1-D and 2-D", True, _why_not_flat, _cycles, _multiplications, _workspace, _error_bound, _lower, halo_of
 )
 DEEP = Algorithm(
-    "winograd", "3-D", False, _why_not_deep, _deep_cycles, _multiplications, _workspace, _error_bound, _lower_deep
-)
+    "winograd", "3-D", True, _why_not_deep, _cycles, _multiplications, _workspace, _error_bound, _lower_deep,
+    _halo_of_deep,
+)  # fmt: skip
