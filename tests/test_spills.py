@@ -119,6 +119,7 @@ def direct_tiles(layers: list[tuple[int, int, int]], target: Target, masked: boo
     for rows, cols, outs in sizes:
         tiles.append(direct.DirectTile(rows, cols, outs, v))
         tiles.append(direct.DirectTile(rows, cols, outs, 2 * v, taps=False, epilogue=(("residual",), ("silu",))))
+        tiles.append(direct.DirectTile(rows, cols, outs, v, deep=True))
         tiles.append(direct.DirectTile(rows, cols, outs, 2, planar=True))
         half = outs <= 3 and v == 16  # others take as long for half a vector
         if half:
@@ -250,7 +251,7 @@ def test_depthwise(target: Target) -> None:
         unrolled = depthwise.fits_registers(width, target)
         cols = sorted({depthwise.choose_cols(size, width, target) for size in (112, 56, 28, 14, 7)})
         baked = (width, stride, dilation) if unrolled else (0, stride, 0)
-        tiles += [depthwise.DepthwiseTile(size, *baked, unrolled) for size in cols]
+        tiles += [depthwise.DepthwiseTile(size, *baked, unrolled, deep=deep) for size in cols for deep in (False, True)]
     assert not spilling(depthwise, dict.fromkeys(tiles), target)
 
 
@@ -271,6 +272,7 @@ def test_grouped(target: Target) -> None:
 def test_pool(target: Target) -> None:
     windows = [(2, 2, 1), (3, 2, 1), (3, 1, 1), (5, 1, 1), (1, 2, 1), (3, 1, 2), (13, 1, 1)]
     tiles = [pool.pool_of(kind, *window, False, target) for window in windows for kind in (True, False)]
+    tiles += [pool.pool_of(kind, 3, 2, 1, False, target, deep=True) for kind in (True, False)]
     assert not spilling(pool, [*tiles, pool.GlobalPool(True), pool.GlobalPool(False)], target, allowed=0.25)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from convwright.codegen.target import Target, host_target
 from convwright.graph.rewrites import simplify
-from convwright.kernels import direct, winograd
+from convwright.kernels import depthwise, direct, winograd
 from convwright.kernels.pool import Pool
 from tests.graph_models import Array, model, node, norm_parameters, random_feeds, read, run, weights
 from tests.kernels import each_target
@@ -167,21 +167,55 @@ def test_one_slice_one_row_one_column(target: Target) -> None:
 
 
 @each_target
-def test_depthwise_layers_run_on_planes_and_their_sums_on_kernels(target: Target) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "attributes"),
+    [
+        ((3, 3, 3), {"pads": [1] * 6}),
+        ((3, 1, 1), {"pads": [1, 0, 0, 1, 0, 0]}),
+        ((1, 3, 3), {"pads": [0, 1, 1, 0, 1, 1]}),
+        ((2, 3, 2), {"pads": [1, 2, 1, 1, 2, 2], "dilations": [2, 2, 3]}),
+        ((1, 1, 1), {}),
+        ((11, 11, 11), {"pads": [5] * 6}),
+        ((1, 1, 29), {"pads": [0, 0, 14, 0, 0, 14]}),
+    ],
+    ids=str,
+)
+def test_depthwise_layers(target: Target, kernel: tuple[int, ...], attributes: dict[str, Any]) -> None:
     v = target.vector
     constants = {
-        "e": weights(v + 2, 5, 1, 1, 1), "w": weights(v + 2, 1, 3, 3, 3), "b": weights(v + 2),
+        "e": weights(v + 2, 5, 1, 1, 1), "w": weights(v + 2, 1, *kernel) / np.float32(kernel[0]), "b": weights(v + 2),
         "p": weights(5, v + 2, 1, 1, 1),
     }  # fmt: skip
     nodes = [
         node("Relu", "x", "r"),
         node("Conv", "r e", "wide"),
-        node("Conv", "wide w b", "d", pads=[1] * 6, group=v + 2),
+        node("Conv", "wide w b", "d", group=v + 2, **attributes),
         node("Add", "d wide", "sum"),
         node("Conv", "sum p", "narrow"),
         node("Add", "narrow r", "y"),
     ]
-    of_nodes(nodes, {"x": (1, 5, 3, 5, 4)}, target, constants)
+    for n in (1, 2):
+        plan = of_nodes(nodes, {"x": (n, 5, 3, 5, 4)}, target, constants)
+        assert [step.name for step in plan.steps if step.name in ("pack", "unpack")] == ["pack", "unpack"]
+        assert plan.tiles(depthwise)[0].deep == (kernel[0] > 1)
+
+
+@each_target
+def test_strided_depthwise_layers_and_groups_of_several_channels(target: Target) -> None:
+    v = target.vector
+    constants = {
+        "w": weights(v + 1, 1, 3, 3, 3), "g": weights(2 * v + 2, 1, 3, 3, 3), "q": weights(2, v + 1, 1, 1, 1),
+        "t": weights(v + 2, v + 1, 1, 3, 1),
+    }  # fmt: skip
+    nodes = [
+        node("Relu", "x", "r"),
+        node("Conv", "r w", "d", pads=[1] * 6, strides=[2, 1, 3], group=v + 1),
+        node("Conv", "d g", "e", pads=[1] * 6, group=v + 1),
+        node("Relu", "e", "f"),
+        node("Conv", "f q", "y", group=2),
+        node("Conv", "f t", "z", group=2),
+    ]
+    of_nodes(nodes, {"x": (1, v + 1, 4, 5, 7)}, target, constants, ("y", "z"))
 
 
 @each_target

@@ -21,13 +21,15 @@ from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
 
-ARGUMENTS = Arguments(
-    "x w bias y residual",
+_POINTERS = "x w bias y residual"
+_INTEGERS = (
     # work: item -> (image, block, chunk of output rows)
     "blocks chunks chunk_rows out_rows out_cols col_tiles taps_high taps_wide "
     "x_image x_block x_row x_tap_row x_tap_col y_image y_block y_row r_image r_block r_row "
-    "stride_high pad_high end_high stride_wide pad_wide end_wide",  # of a clipped kernel; ends: padding and size
+    "stride_high pad_high end_high stride_wide pad_wide end_wide"  # of a clipped kernel; ends: padding and size
 )
+ARGUMENTS = Arguments(_POINTERS, _INTEGERS)
+DEEP_ARGUMENTS = Arguments(_POINTERS, f"{_INTEGERS} taps_deep x_tap_deep")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class DepthwiseTile:
     cols: output pixels of the register tile; width: taps in a row; stride, dilation: along the row.
     unrolled: the row's weights are held in registers.
     clipped: taps on padding alone are left out; the dilation is 1.
+    deep: taps of three axes, none clipped; the images are the slices of one volume.
     epilogue: activations, and ``("residual",)`` where the residual is added.
     """
 
@@ -46,11 +49,16 @@ class DepthwiseTile:
     dilation: int
     unrolled: bool = True
     clipped: bool = False
+    deep: bool = False
     epilogue: tuple[tuple[object, ...], ...] = ()
 
     @property
     def key(self) -> str:
         return f"depthwise-{self!r}"
+
+    @property
+    def arguments(self) -> Arguments:
+        return DEEP_ARGUMENTS if self.deep else ARGUMENTS
 
     def name(self, target: Target) -> str:
         return f"f32-depthwise-{self.cols}x{self.width}s{self.stride}-{target.name}"
@@ -77,14 +85,15 @@ def choose_cols(out_cols: int, width: int, target: Target, useful: Callable[[int
 def emit(tile: DepthwiseTile, target: Target) -> ir.Module:
     """The kernel's module."""
     k = Kernel(target)
-    a = ARGUMENTS.read(k)
+    a = tile.arguments.read(k)
     with k.loop(k.begin, k.end) as item:
         plane, chunk = item // a.chunks, item % a.chunks
         image, block = plane // a.blocks, plane % a.blocks
         x = k.advance(a.x, image * a.x_image + block * a.x_block)
         y = k.advance(a.y, image * a.y_image + block * a.y_block)
         residual = k.advance(a.residual, image * a.r_image + block * a.r_block)
-        w = k.advance(a.w, block * (a.taps_high * a.taps_wide) * k.v)
+        slice_taps = a.taps_high * a.taps_wide
+        w = k.advance(a.w, block * (slice_taps * a.taps_deep if tile.deep else slice_taps) * k.v)
         bias = k.load(a.bias, block * k.v)
         first = chunk * a.chunk_rows
         with k.loop(first, k.minimum(first + a.chunk_rows, a.out_rows)) as row, k.loop(0, a.col_tiles) as col_tile:
@@ -99,10 +108,16 @@ def emit(tile: DepthwiseTile, target: Target) -> ir.Module:
                 )  # fmt: skip
                 high = _clipped(k, a.pad_high - top, a.end_high - top, a.taps_high)
                 wide = _clipped(k, a.pad_wide - last_col, a.end_wide - first_col, a.taps_wide)
-            with k.loop(*high) as tap_row:
-                x_row = k.advance(corner, tap_row * a.x_tap_row)
-                w_row = k.advance(w, tap_row * a.taps_wide * k.v)
-                _sum_row(k, tile, sums, x_row, w_row, a, wide)
+            if tile.deep:
+                with k.loop(0, a.taps_deep) as tap, k.loop(0, a.taps_high) as tap_row:
+                    x_row = k.advance(corner, tap * a.x_tap_deep + tap_row * a.x_tap_row)
+                    w_row = k.advance(w, (tap * slice_taps + tap_row * a.taps_wide) * k.v)
+                    _sum_row(k, tile, sums, x_row, w_row, a, wide)
+            else:
+                with k.loop(*high) as tap_row:
+                    x_row = k.advance(corner, tap_row * a.x_tap_row)
+                    w_row = k.advance(w, tap_row * a.taps_wide * k.v)
+                    _sum_row(k, tile, sums, x_row, w_row, a, wide)
             for col, total in enumerate(sums):
                 vector = total.get()
                 for operation in tile.epilogue:

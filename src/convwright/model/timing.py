@@ -130,8 +130,8 @@ def isolated(b: Builder, entry: Entry) -> Graph:
         own = ConvSpec(shape[1], shape[1], (1,) * (len(shape) - 2), groups=shape[1], bias=False)
         weight = f"{target} {name} weight"
         constants[weight] = np.ones(own.weight_shape, np.float32)
-        way = "direct-volumes" if own.rank == 3 else "direct-depthwise" if shape[1] > 1 else "direct-blocked"
-        attributes = {"spec": own, "algorithm": way}
+        alone = "direct-volumes" if own.rank == 3 else "direct-blocked"
+        attributes = {"spec": own, "algorithm": "direct-depthwise" if shape[1] > 1 else alone}
         return Node("Convolution", [source, weight], [target], attributes, name, INTERNAL)
 
     own = {layer.output for layer in entry.layers}

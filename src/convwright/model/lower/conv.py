@@ -93,12 +93,12 @@ def algorithm_of(p: Problem) -> Algorithm:
 
     Between neighbours in channel blocks what works on blocks is not compared with the rest, but for windows in groups
     that leave lanes of the blocks empty: of 3, 6 or 12 channels planes gain more than two conversions cost. Of three
-    axes, groups have kernels of their own on planes alone.
+    axes, groups of several channels have kernels of their own on planes alone.
     """
     rows = ROWS
     if p.algorithm == "auto" and not (p.plain_input or p.plain_output):
         rows = tuple(row for row in ROWS if row.blocked and row.why_not(p) is None) or ROWS
-        if p.spec.rank == 3 and p.spec.groups > 1:
+        if p.spec.rank == 3 and p.spec.groups > 1 and depthwise.ROW.why_not(p) is not None:
             rows = ROWS
         elif rows is not ROWS and _wastes_lanes(p):
             rows += (planar.ROW,)

@@ -12,7 +12,7 @@ from convwright.kernels import depthwise
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import Geometry, geometry_of
-from convwright.model.lower import channels, direct
+from convwright.model.lower import channels, direct, volumes
 from convwright.model.problem import Algorithm, Problem
 from convwright.model.values import Halo, Value, blocks_of
 
@@ -20,7 +20,7 @@ _LARGE = 9  # taps along both axes from which on kernels are clipped
 
 
 def _why_not(p: Problem) -> str | None:
-    reason = direct.why_not_blocked(p)
+    reason = direct.why_not_blocked(p) if p.spec.rank < 3 else volumes.why_not(p)
     if reason is None and not geometry_of(p).depthwise:
         return "not depthwise with one filter a channel"
     return reason
@@ -49,7 +49,9 @@ def _cycles(p: Problem) -> float:
     g = geometry_of(p)
     vectors = blocks_of(g.out_channels, p.target.vector) * g.out_size[0] * g.out_size[1] * p.batch
     taps = 1.2 * g.kernel[0] * g.kernel[1]
-    if is_clipped(g):
+    if p.spec.rank == 3:
+        vectors, taps = vectors * p.out_size[0], taps * p.spec.kernel[0]
+    elif is_clipped(g):
         taps *= _met(g, 0, 1) * _met(g, 1, min(7, g.out_size[1]))
     return vectors * (taps + 4.0) / p.threads
 
@@ -71,6 +73,8 @@ def _leaves_out(b: Builder, layer: Layer, g: Geometry) -> bool:
 def halo_of(p: Problem) -> Halo:
     """The padding; of a clipped kernel what a tile's first pixel sees beside the input with its last one's taps."""
     g = geometry_of(p)
+    if p.spec.rank == 3:
+        return volumes.halo_of(p)
     if not is_clipped(g):
         return g.halo
     if depthwise.fits_registers(g.kernel[1], p.target):  # all taps of a row are taken
@@ -81,19 +85,25 @@ def halo_of(p: Problem) -> Halo:
 
 def _lower(b: Builder, layer: Layer, p: Problem) -> None:
     g = geometry_of(p)
+    if p.spec.rank == 3:
+        for window in volumes.windows(b, layer, p):
+            add(b, layer, window.geometry, window.x, window.y, window.residual, deep=window.deep)
+        return
     halo = halo_of(p) if _leaves_out(b, layer, g) else g.halo
     x = channels.with_halo(b, layer.node.inputs[0], halo)
     residual = b.blocked(layer.residual) if layer.residual else None
     add(b, layer, g, x, b.new_blocked(layer.output), residual)
 
 
-def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Value | None) -> None:
+def add(
+    b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Value | None, deep: tuple[int, int] = (1, 0)
+) -> None:
     """Add the step that computes the layer from `x`, which lies in its halo, to `y`.
 
-    The channels of both lie in the order that the plan has for them (`lower.regroup`).
+    The channels of both lie in the order that the plan has for them (`lower.regroup`). `deep`: as in `direct.add`.
     """
-    v, node, macs = b.v, layer.node, g.macs
-    shape = (g.out_channels, 1, *g.kernel)
+    v, node, macs = b.v, layer.node, g.macs * deep[0]
+    shape = (g.out_channels, 1, deep[0] * g.kernel[0], g.kernel[1])
     if (order := b.orders.get(layer.output)) is not None:
         packed = b.weights.in_lanes(node.inputs[1], "depthwise", shape, g.groups, order)
         bias = b.weights.bias_in_lanes(node.input(2), g.out_channels, order, "depthwise")
@@ -103,7 +113,7 @@ def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Val
         bias = b.weights.bias(node.input(2), g.out_channels)
     rows, cols = g.out_size
     unrolled = depthwise.fits_registers(g.kernel[1], b.target)
-    clipped = _leaves_out(b, layer, g)
+    clipped = len(b.shape(layer.output)) < 5 and _leaves_out(b, layer, g)
     width = _width(g, b.target, clipped)
     tile = depthwise.DepthwiseTile(
         width,
@@ -112,6 +122,7 @@ def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Val
         g.dilation[1] if unrolled else 0,
         unrolled,
         clipped,
+        deep[0] > 1,
         layer.epilogue,
     )
     blocks = blocks_of(g.out_channels, v)
@@ -131,6 +142,8 @@ def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Val
         "stride_high": g.stride[0], "pad_high": g.padding[0][0], "end_high": g.padding[0][0] + g.size[0],
         "stride_wide": g.stride[1], "pad_wide": g.padding[1][0], "end_wide": g.padding[1][0] + g.size[1],
     }  # fmt: skip
+    if tile.deep:
+        arguments |= {"taps_deep": deep[0], "x_tap_deep": deep[1]}
     why = f"depthwise: {width} pixels a tile"
     reads = [x, residual] if residual else [x]
     b.step(tile.name(b.target), depthwise, tile, arguments, x.n * blocks * chunks, reads, [y], why, macs * x.n)

@@ -6,8 +6,8 @@ own is a tap further: an offset, like a tap of the other axes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
@@ -41,7 +41,8 @@ def first_window(b: Builder, x: Value, spec: ConvSpec) -> Ref:
 # -- direct summation --------------------------------------------------------------------------------------------------
 
 
-def _why_not(p: Problem) -> str | None:
+def why_not(p: Problem) -> str | None:
+    """Why kernels on planes in channel blocks cannot compute this problem, slices as a batch."""
     spec = p.spec
     if spec.rank < 3:
         return "for three axes"
@@ -54,10 +55,52 @@ def _why_not(p: Problem) -> str | None:
     return None
 
 
+def _why_not(p: Problem) -> str | None:
+    reason = why_not(p)
+    if reason is None and geometry_of(p).depthwise:
+        return "depthwise layers have a kernel of their own"
+    return reason
+
+
 def _pointwise(p: Problem) -> bool:
     """Whether slices are as independent as rows."""
     spec = p.spec
     return max(spec.kernel) == 1 and max(spec.stride) == 1 and not any(map(any, spec.pads(p.size)))
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """A layer as a kernel on planes takes it.
+
+    `x`, `y`, `residual`: the slices of an image as a batch, `x` those that the first taps of the output's slices read;
+    or whole volumes, their slices one below the other. `geometry`: of these planes. `deep`: as in `direct.add`.
+    """
+
+    geometry: Geometry
+    x: Value
+    y: Value
+    residual: Value | None
+    deep: tuple[int, int]
+
+
+def windows(b: Builder, layer: Layer, p: Problem) -> Iterator[Windows]:
+    """The layer's tensors, image by image, or all at once where slices are as independent as rows."""
+    spec, g = p.spec, geometry_of(p)
+    x = channels.with_halo(b, layer.node.inputs[0], halo_of(p))
+    residual = b.blocked(layer.residual) if layer.residual else None
+    y = b.new_blocked(layer.output)
+    if _pointwise(p) and all(value is None or value.even for value in (x, y, residual)):
+        yield Windows(replace(g, size=x.size, out_size=y.size), x, y, residual, (1, 0))
+        return
+    front = spec.pads(p.size)[0][0]
+    for image in range(p.batch):
+        first = x.plane_batch(image)
+        first = replace(
+            first, shape=(p.out_size[0], *first.shape[1:]), offset=first.offset - 4 * front * x.slice,
+            image=x.slice * spec.stride[0],
+        )  # fmt: skip
+        added = None if residual is None else residual.plane_batch(image)
+        yield Windows(g, first, y.plane_batch(image), added, (spec.kernel[0], x.slice * spec.dilation[0]))
 
 
 def _cycles(p: Problem) -> float:
@@ -76,29 +119,8 @@ def _cycles(p: Problem) -> float:
 
 
 def _lower(b: Builder, layer: Layer, p: Problem) -> None:
-    spec, g = p.spec, geometry_of(p)
-    x = channels.with_halo(b, layer.node.inputs[0], halo_of(p))
-    residual = b.blocked(layer.residual) if layer.residual else None
-    y = b.new_blocked(layer.output)
-    if _pointwise(p) and all(value is None or value.even for value in (x, y, residual)):
-        direct.add(b, layer, _stacked(g, p.size[0]), x, y, residual)
-        return
-    front = spec.pads(p.size)[0][0]
-    for image in range(p.batch):
-        window = x.plane_batch(image)
-        window = replace(
-            window, shape=(p.out_size[0], *window.shape[1:]), offset=window.offset - 4 * front * x.slice,
-            image=x.slice * spec.stride[0],
-        )  # fmt: skip
-        taps = spec.kernel[0], x.slice * spec.dilation[0]
-        added = None if residual is None else residual.plane_batch(image)
-        direct.add(b, layer, g, window, y.plane_batch(image), added, deep=taps)
-
-
-def _stacked(g: Geometry, slices: int) -> Geometry:
-    """The slices one below the other."""
-    high, wide = g.size
-    return replace(g, size=(slices * high, wide), out_size=(slices * high, wide))
+    for window in windows(b, layer, p):
+        direct.add(b, layer, window.geometry, window.x, window.y, window.residual, deep=window.deep)
 
 
 ROW = Algorithm(
