@@ -294,11 +294,13 @@ def test_a_changed_source_changes_the_hash(monkeypatch: pytest.MonkeyPatch, tmp_
     for room in jit._ROOMS:
         shutil.copytree(Path(jit.__file__).parent.parent / room, package / room)
     monkeypatch.setattr(jit, "__file__", str(package / "codegen" / "jit.py"))
+    monkeypatch.setattr(jit, "_room_hash", jit._room_hash.__wrapped__)
     original = jit.sources_hash.__wrapped__()
     assert original == jit.sources_hash()
     with open(package / "kernels" / "__init__.py", "a") as file:
         file.write("\n")
     assert jit.sources_hash.__wrapped__() != original
+    assert jit.sources_hash.__wrapped__(("codegen", "runtime")) == jit.sources_hash(("codegen", "runtime"))
 
 
 def test_assembly_is_text() -> None:

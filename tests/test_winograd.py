@@ -41,7 +41,7 @@ PLACES = 36
 @contextmanager
 def room_for(strip_bytes: int | None) -> Iterator[None]:
     """Strips of tiles as small as ``strip_bytes`` makes them."""
-    caches: tuple[Any, ...] = (lowering.cut, winograd_forms.forms_of, conv.algorithm_of)
+    caches: tuple[Any, ...] = (lowering.cut, winograd_forms.forms_of, conv._row_of)
     for one in caches:
         one.cache_clear()
     with patch.object(lowering, "strip_bytes", lambda: strip_bytes or 512 * 1024):

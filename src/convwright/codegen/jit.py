@@ -284,14 +284,23 @@ _names = itertools.count()
 
 
 @functools.cache
-def sources_hash() -> bytes:
-    """Of the Python files that kernels are made by: a changed emitter must not find what an older one compiled."""
+def sources_hash(rooms: tuple[str, ...] = _ROOMS) -> bytes:
+    """Of the Python files of these rooms; of those that kernels are made by, where none are named: a changed emitter
+    must not find what an older one compiled."""
+    return hashlib.sha256(b"".join(map(_room_hash, rooms))).digest()
+
+
+@functools.cache
+def _room_hash(room: str) -> bytes:
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
-    for room in _ROOMS:
-        for path in sorted((package / room).rglob("*.py")):
-            digest.update(f"{path.relative_to(package)}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for folder, _, names in sorted(os.walk(package / room)):
+        for name in sorted(names):
+            if name.endswith(".py"):
+                path = os.path.join(folder, name)
+                digest.update(f"{os.path.relpath(path, package)}\0".encode())
+                with open(path, "rb") as file:
+                    digest.update(hashlib.sha256(file.read()).digest())
     return digest.digest()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from convwright.graph.graph import INTERNAL, Node
 from convwright.graph.shape_rules.windows import axis_list, transpose_padding, window_padding
 from convwright.spec import ConvSpec
@@ -23,13 +25,16 @@ def spec_of(node: Node, shape: tuple[int, ...], weight_shape: tuple[int, ...]) -
         padding = transpose_padding(node, size, kernel)
     else:
         padding = window_padding(node, size, kernel, stride, dilation)
-    return ConvSpec.of_weight(
+    return _of_weight(
         weight_shape,
         stride=stride,
-        padding=padding,
+        padding=tuple(padding),
         dilation=dilation,
         groups=node.attributes.get("group", 1),
         transposed=transposed,
         output_padding=tuple(node.get("output_padding") or (0,) * rank) if transposed else 0,
         bias=bool(node.input(2)),
     )
+
+
+_of_weight = lru_cache(maxsize=1024, typed=True)(ConvSpec.of_weight)  # a network has few different ones

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from convwright.graph import load as load_graph
 from convwright.graph.facts import Facts
 from convwright.graph.outline import Outline, outline
 from convwright.graph.rewrites import simplify
+from convwright.model import choices
 from convwright.model.map import Lane, arguments_of, check_workers, run_ahead
 from convwright.model.plan import finished, make_plan
 from convwright.model.report import Explanation, Profile, StepReport, median, share_of_limit
@@ -50,7 +52,7 @@ def compile(
     - ``tune``: whether convolutions are computed by the algorithm that is measured to be the fastest here, in place of
       the one that is estimated to be, and strips are cut as measured. What is measured, some hundredths of a second a
       kind of layer, is stored beside the compiled kernels (``CONVWRIGHT_CACHE``) and not measured again; without
-      ``tune`` nothing stored is used.
+      ``tune`` nothing measured is used.
     - ``progress``: called while layers are being measured, with what is measured and the share of all that is done.
 
     Kernels are compiled, and weights packed, at once where the graph's inputs have fixed shapes, else at the first
@@ -195,9 +197,13 @@ class Model:
         """A new program. The caller holds the lock."""
         self._require_open()
         by_name = dict(zip(self._graph.inputs, shapes, strict=True))
-        plan = make_plan(
-            self._graph, by_name, self._weights, self._target, threads, self.numerics, self.strips, self._tuner
-        )
+        settings = threads, self.numerics, self.strips
+        # Who measures chooses otherwise; and a model of ever other shapes is not to fill the cache.
+        worth_storing = self._tuner is None and len(self._programs) < _REMEMBERED_PLANS
+        with choices.stored(self._graph, shapes, self._target, settings) if worth_storing else nullcontext():
+            plan = make_plan(
+                self._graph, by_name, self._weights, self._target, threads, self.numerics, self.strips, self._tuner
+            )
         program = finished(plan)
         self._weights.release()
         return program

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from convwright.codegen.target import Target
+from convwright.model.choices import choice
 
 _L2_BUDGET = 768 * 1024
 _OUTS = (1, 2, 3, 4, 5, 6, 8)
@@ -67,6 +68,7 @@ def step_cycles(pixels: int, outs: int, half: bool = False) -> float:
     return max(multiply_adds, loads, instructions, latency) + _STREAM_CYCLES * outs
 
 
+@choice
 @lru_cache(maxsize=4096)
 def choose_tile(
     out_rows: int, out_cols: int, vectors: int, groups: int, reduction: int, target: Target, half: bool = False,

@@ -10,6 +10,7 @@ import numpy as np
 
 from convwright.errors import ConvwrightError
 from convwright.model.builder import Builder
+from convwright.model.choices import choice
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
 from convwright.model.lower import (
@@ -87,9 +88,15 @@ def cost(row: Algorithm, p: Problem) -> float:
     return row.cycles(p) + conversion_cycles(row, p)
 
 
-@lru_cache(maxsize=4096)
 def algorithm_of(p: Problem) -> Algorithm:
-    """The row that computes the problem: the cheapest by estimate, or the one asked for.
+    """The row that computes the problem: the cheapest by estimate, or the one asked for."""
+    return ROWS[_row_of(p)]
+
+
+@choice
+@lru_cache(maxsize=4096)
+def _row_of(p: Problem) -> int:
+    """The place of the problem's row.
 
     Between neighbours in channel blocks what works on blocks is not compared with the rest, but for windows in groups
     that leave lanes of the blocks empty: of 3, 6 or 12 channels planes gain more than two conversions cost. Of three
@@ -102,7 +109,7 @@ def algorithm_of(p: Problem) -> Algorithm:
             rows = ROWS
         elif rows is not ROWS and _wastes_lanes(p):
             rows += (planar.ROW,)
-    return choose(rows, p, cost)
+    return ROWS.index(choose(rows, p, cost))
 
 
 def _wastes_lanes(p: Problem) -> bool:

@@ -21,6 +21,7 @@ import numpy as np
 from convwright.errors import ConvwrightError
 from convwright.kernels import strips as kernel
 from convwright.model.builder import Builder, Step, aligned
+from convwright.model.choices import choice
 from convwright.model.fuse import Layer
 from convwright.model.geometry import Geometry, geometry_of
 from convwright.model.lower import channels, conv, depthwise, direct, grouped
@@ -177,12 +178,15 @@ def lengths(b: Builder, run: Sequence[Layer], far: float | None = None) -> tuple
 
     `far`: cycles a byte between layers computed apart; None: `_FAR_CYCLES`.
     """
-    far = _FAR_CYCLES if far is None else far
-    problems = tuple(problem_of(b, layer) for layer in run)
+    return _lengths(tuple(problem_of(b, layer) for layer in run), _FAR_CYCLES if far is None else far)
+
+
+@choice
+def _lengths(problems: tuple[Problem, ...], far: float) -> tuple[int, ...]:
     best: list[tuple[float, int]] = [
         (0.0, 0)
     ]  # least cycles of the first so many layers, and the length of their last part
-    for end in range(1, len(run) + 1):
+    for end in range(1, len(problems) + 1):
         options = []
         for length in range(1, min(_LONGEST, end) + 1):
             first = end - length
@@ -191,7 +195,7 @@ def lengths(b: Builder, run: Sequence[Layer], far: float | None = None) -> tuple
             between = 0.0 if first == 0 else far * _bytes_between(problems[first])
             options.append((best[first][0] + between + _cycles(problems[first:end]), length))
         best.append(min(options))
-    parts, end = [], len(run)
+    parts, end = [], len(problems)
     while end:
         parts.append(best[end][1])
         end -= parts[-1]
@@ -212,6 +216,14 @@ def _cycles(problems: tuple[Problem, ...]) -> float:
         return alone[0]
     geometries = tuple(geometry_of(p) for p in problems)
     return min(_strip_cycles(problems, alone, geometries, high) for high in _heights(problems, geometries))
+
+
+@choice
+def _height(problems: tuple[Problem, ...]) -> int:
+    """Rows of the last output in a strip."""
+    geometries = tuple(geometry_of(p) for p in problems)
+    alone = [conv.algorithm_of(p).cycles(p) for p in problems]
+    return min(_heights(problems, geometries), key=lambda high: _strip_cycles(problems, alone, geometries, high))
 
 
 def _strip_cycles(
@@ -254,9 +266,7 @@ def lower(b: Builder, chain: list[Layer]) -> None:
     """Add the step that computes the chain."""
     problems = [problem_of(b, layer) for layer in chain]
     geometries = tuple(geometry_of(p) for p in problems)
-    alone = [conv.algorithm_of(p).cycles(p) for p in problems]
-    high = min(_heights(problems, geometries), key=lambda height: _strip_cycles(problems, alone, geometries, height))
-    strip = cut(geometries, high)
+    strip = cut(geometries, _height(tuple(problems)))
     b.layer = chain[0]
     planar = direct.reads_planes(problems[0]) and conv.algorithm_of(problems[0]) is direct.ROW
     name = chain[0].node.inputs[0]

@@ -14,6 +14,7 @@ from convwright.kernels.cook_toom import filtering
 from convwright.kernels.transforms import operations
 from convwright.kernels.winograd import Axis, notation
 from convwright.model.builder import Builder
+from convwright.model.choices import choice
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
 from convwright.model.lower import channels, direct, volumes
@@ -88,6 +89,7 @@ def strip_bytes() -> int:
     return caches().l2 // 2
 
 
+@choice
 @lru_cache(maxsize=4096)
 def cut(p: Problem) -> Cut:
     """The form and the division of the work with the least estimated time."""
