@@ -1,4 +1,4 @@
-"""The object cache on disk: machine code that earlier processes compiled.
+"""The object cache on disk: machine code that earlier processes compiled, and what they chose (`model.choices`).
 
 One file an object, named by the SHA-256 of everything that determines it. What is read back is executed, so an entry
 counts only if nobody but this user can have written it and every byte is what was written: the directory and the file

@@ -295,12 +295,11 @@ def _room_hash(room: str) -> bytes:
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
     for folder, _, names in sorted(os.walk(package / room)):
-        for name in sorted(names):
-            if name.endswith(".py"):
-                path = os.path.join(folder, name)
-                digest.update(f"{os.path.relpath(path, package)}\0".encode())
-                with open(path, "rb") as file:
-                    digest.update(hashlib.sha256(file.read()).digest())
+        for name in sorted(name for name in names if name.endswith(".py")):
+            with open(os.path.join(folder, name), "rb") as file:
+                content = file.read()
+            digest.update(f"{folder.removeprefix(str(package))}/{name} {len(content)}\0".encode())
+            digest.update(content)
     return digest.digest()
 
 
