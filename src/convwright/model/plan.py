@@ -20,6 +20,7 @@ from convwright.model.fuse import Layer, layers_of
 from convwright.model.lower import channels, conv, deformable, direct, regroup, strips
 from convwright.model.lower.ways import runner_up
 from convwright.model.problem import problem_of
+from convwright.model.trim import trim
 from convwright.model.values import NO_HALO, Buffer
 from convwright.model.weights import Weights
 from convwright.runtime.program import Program, link
@@ -50,6 +51,7 @@ def make_plan(
     """
     types = infer(graph, shapes)
     layers = layers_of(graph, types, set(ACTIVATIONS))
+    trim(graph, types, weights, layers)
     b = Builder(graph, types, weights, target, threads, layers, numerics)
     if tune is not None:
         tune.settle(b)
