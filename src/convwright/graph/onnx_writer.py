@@ -1,9 +1,10 @@
-"""Graph -> ONNX file, through the onnx package's classes and checker."""
+"""Graph -> ONNX file, through the onnx package's classes and checker; weights go straight to the file."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +17,7 @@ from convwright.graph.facts import Facts
 from convwright.graph.graph import INTERNAL, Graph, Node
 from convwright.graph.onnx_functions import VERSION, Functions
 from convwright.graph.tensors import CODES
+from convwright.graph.wire import GRAPH, INITIALIZER, RAW_DATA, header
 
 EXTERNAL_ABOVE = 1_900_000_000
 """Protobuf stops at 2 GB; from this many bytes of weights on they go to a file of their own."""
@@ -128,14 +130,31 @@ def _tell_apart(nodes: list[Any]) -> None:
 
 
 def _write(file: BinaryIO, data: BinaryIO | None, data_name: str, model: Any, graph: Graph) -> None:
-    from onnx import numpy_helper
+    """Write the model, one tensor after another, so that no second copy of the weights comes to be."""
+    from onnx import TensorProto, numpy_helper
 
+    heads: list[tuple[bytes, np.ndarray[Any, Any] | None]] = []  # a tensor's fields, and the content that follows
     for name, array in graph.constants.items():
-        if data is None or array.nbytes < _INLINE or array.dtype == object:
-            model.graph.initializer.append(numpy_helper.from_array(array, name))
+        if data is not None and array.nbytes >= _INLINE and array.dtype != object:
+            proto = TensorProto(name=name)
+            _write_outside(data, data_name, array, proto)
+            heads.append((proto.SerializeToString(), None))
+        elif array.dtype == object or sys.byteorder == "big":
+            heads.append((numpy_helper.from_array(array, name).SerializeToString(), None))
         else:
-            _write_outside(data, data_name, array, model.graph.initializer.add(name=name))
+            proto = TensorProto(name=name, data_type=CODES[array.dtype], dims=array.shape)
+            heads.append((proto.SerializeToString() + header(RAW_DATA, array.nbytes), array))
+    sizes = [len(head) + (0 if array is None else array.nbytes) for head, array in heads]
+    before = [header(INITIALIZER, size) for size in sizes]
+    network = model.graph.SerializeToString()
+    model.ClearField("graph")
     file.write(model.SerializeToString())
+    file.write(header(GRAPH, len(network) + sum(map(len, before)) + sum(sizes)))
+    file.write(network)
+    for tag, (head, content) in zip(before, heads, strict=True):
+        file.write(tag + head)
+        if content is not None:
+            file.write(np.ascontiguousarray(content).reshape(-1).view(np.uint8).data)
 
 
 def _write_outside(data: BinaryIO, data_name: str, array: np.ndarray[Any, Any], proto: Any) -> None:

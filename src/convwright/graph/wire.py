@@ -20,13 +20,14 @@ Cut = dict[bytes, np.ndarray]
 """The bytes of what was cut out, by what stands in its place."""
 
 # Numbers, from onnx.proto, of the fields that lead to tensors.
+GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 _INSIDE = {
-    "model": {7: "graph", 25: "function"},
-    "graph": {1: "node", 5: "tensor"},
+    "model": {GRAPH: "graph", 25: "function"},
+    "graph": {1: "node", INITIALIZER: "tensor"},
     "function": {7: "node"},
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph"},
-    "tensor": {9: "raw_data"},
+    "tensor": {RAW_DATA: "raw_data"},
 }
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 _DEEPEST = 50
@@ -119,6 +120,11 @@ class _Cutter:
                 return encoded, sum((group & 0x7F) << 7 * place for place, group in enumerate(encoded))
             if len(encoded) == 10:
                 raise _UnknownForm
+
+
+def header(field: int, size: int) -> bytes:
+    """What comes before the `size` bytes of a message, a text or bytes, in a field of this number."""
+    return _encoded(field << 3 | _LENGTH) + _encoded(size)
 
 
 def _encoded(value: int) -> bytes:
