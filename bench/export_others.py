@@ -12,8 +12,8 @@
 - m18: a 1-D network on four seconds of sound at 8 kHz;
 - r3d_18: a 3-D network on 16 frames.
 
-Definitions are torchvision's where it has them, else written here after their papers. Weights and batch norms are random
-from a fixed seed, as in bench/export_networks.py.
+Definitions are torchvision's where it has them, else written here after their papers. Weights and batch norms are
+random from a fixed seed, as in bench/export_networks.py.
 """
 
 import argparse
