@@ -20,7 +20,7 @@ from convwright.model import Model
 from convwright.model.lower import het as lowering
 from convwright.model.lower import het_blocks
 from convwright.model.problem import Problem
-from convwright.runtime.team import STEP_COLUMNS
+from convwright.runtime.region import STEP_COLUMNS
 from convwright.spec import (
     PADDING_MODES,
     ConvSpec,

@@ -12,7 +12,8 @@ import numpy as np
 from convwright.codegen.jit import compile_many
 from convwright.codegen.target import Target, host_target
 from convwright.runtime.memory import zeroed
-from convwright.runtime.team import STEP_COLUMNS, Team, kernels_of_team
+from convwright.runtime.region import STEP_COLUMNS
+from convwright.runtime.team import Team, kernels_of_team
 
 
 class Arena:
