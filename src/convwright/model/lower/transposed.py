@@ -91,7 +91,7 @@ def phases_of(p: Problem) -> tuple[Phase, ...] | str:
             return f"phase {place} of the stride: {reason}"
         forms = winograd_forms.forms_of(problem) if max(kernel) > 1 else (_pointwise(problem),)
         assert not isinstance(forms, str)
-        cut = min((one for form in forms for one in winograd.cuts(problem, form)), key=lambda one: one.cycles)
+        cut = min((winograd.cut_of(problem, form) for form in forms), key=lambda one: one.cycles)
         taps = tuple(tuple(tap for tap, _ in axis) for axis in by_input)
         first = tuple(axis_taps[0][1] - axis.low for axis, axis_taps in zip(axes, by_input, strict=True))
         found.append(Phase(place, taps, first, problem, cut))  # type: ignore[arg-type]  # both are pairs

@@ -30,6 +30,10 @@ _INSTRUCTIONS_A_CYCLE = 2.4  # of transforms: loads, stores, arithmetic
 # What the estimate does not see, measured on 36 layers: strips that fill the second-level cache and leave no room for
 # weights and products; strips whose inputs each of several threads transforms for itself.
 _FULL, _SHARED = 1.06, 1.06
+# And, of strips against each other alone: those whose inputs and products do not stay in the second-level cache while
+# the weights of a turn over the output vectors pass through it took 7 to 18 % more on VGG16's first seven layers; a
+# strip for each thread did not.
+_SPILLED = 1.1
 # Of fewer channels than half a vector, where all the time goes into output transforms and their way to memory. Measured
 # inside networks, of the estimate: 3 to 64 channels of 224 x 224 1.6 to 2.5 times on two threads, 7 x 7 at stride 2 1.4
 # to 1.8 times on two and 1.0 to 1.3 on one.
@@ -95,20 +99,26 @@ def cut(p: Problem) -> Cut:
     """The form and the division of the work with the least estimated time."""
     forms = forms_of(p)
     assert not isinstance(forms, str)
-    return min((found for form in forms for found in cuts(p, form)), key=lambda found: found.cycles)
+    return min((cut_of(p, form) for form in forms), key=lambda found: found.cycles)
 
 
-def cuts(p: Problem, form: Form) -> list[Cut]:
+def cut_of(p: Problem, form: Form) -> Cut:
+    """The division of the work with the least estimated time, in one form."""
     v, spec = p.target.vector, p.spec
     blocks, vectors = (blocks_of(number // spec.groups, v) for number in (spec.in_channels, spec.out_channels))
-    found, all_tiles = [], form.tiles
+    found, all_tiles, reduction = [], form.tiles, spec.in_channels // spec.groups * form.deep_taps
     for chunk in {-(-form.out_slices // pieces) for pieces in (1, 2, 4)}:
         in_slices = len(form.slices(chunk)[0])
         tile_bytes = 4 * form.places * v * blocks * in_slices
         largest, fullest = (max(1, room // tile_bytes) for room in (strip_bytes(), 2 * strip_bytes()))
+        # Inputs and products of a strip that stay beside the weights of a turn: of two output vectors.
+        turn = 4 * form.places * v * min(2, vectors)
+        snug = max(1, (2 * strip_bytes() - turn * reduction) // (tile_bytes + turn * chunk))
+        whole = most_pixels(min(2, vectors), p.target)
         others = -(-form.out_slices // chunk) * p.batch * spec.groups
         counts: set[int] = set()
-        for fewest in (-(-all_tiles // largest), -(-all_tiles // fullest)):
+        for most in (largest, fullest, min(snug, fullest), min(max(snug // whole * whole, whole), fullest)):
+            fewest = -(-all_tiles // most)
             counts |= {fewest, -(-fewest * others // p.threads) * p.threads // others or 1}
         for strips in sorted(counts):
             strip = -(-all_tiles // min(strips, all_tiles))
@@ -117,8 +127,9 @@ def cuts(p: Problem, form: Form) -> list[Cut]:
                 made = Cut(form, tiles, outs, strip, -(-all_tiles // strip), chunk, parts)
                 cycles = _estimate(p, made, blocks, vectors)
                 cycles *= (_FULL if strip > largest else 1.0) * (_SHARED if parts > 1 else 1.0)
-                found.append(replace(made, cycles=cycles))
-    return found
+                spilled = strip > snug and (strip > largest or made.strips * others > p.threads)
+                found.append((cycles * (_SPILLED if spilled else 1.0), replace(made, cycles=cycles)))
+    return min(found, key=lambda one: one[0])[1]
 
 
 def _register_tile(count: int, vectors: int, target: Target) -> tuple[int, int]:
