@@ -23,6 +23,7 @@ import pytest
 from convwright.codegen.jit import assembly
 from convwright.codegen.target import NAMES, Target, target_named
 from convwright.kernels import (
+    dense,
     depthwise,
     depthwise_planes,
     direct,
@@ -149,6 +150,13 @@ DENSE_3X3 = [
     (224, 64, 64), (112, 64, 128), (112, 128, 128), (56, 128, 256), (56, 256, 256), (28, 256, 512), (28, 512, 512),
     (14, 512, 512), (56, 64, 64), (28, 128, 128), (14, 256, 256), (7, 512, 512),
 ]  # fmt: skip
+
+
+@all_targets
+def test_dense(target: Target) -> None:
+    """Where it is chosen: with vectors of four lanes it is not."""
+    if target.name != "generic":
+        assert not spilling(dense, [dense.DenseTile(images, 0) for images in range(1, 9)], target)
 
 
 # Kernel, size and the outputs of a tile of the other Winograd algorithms.

@@ -17,7 +17,7 @@ from convwright.kernels.activations import ROWS as ACTIVATIONS
 from convwright.model import lower
 from convwright.model.builder import Builder, Step, aligned
 from convwright.model.fuse import Layer, layers_of
-from convwright.model.lower import channels, conv, deformable, direct, regroup, strips
+from convwright.model.lower import channels, conv, deformable, dense, regroup, strips
 from convwright.model.lower.ways import runner_up
 from convwright.model.problem import problem_of
 from convwright.model.trim import trim
@@ -118,7 +118,7 @@ def _prepare(b: Builder) -> list[lower.Row]:
         name = layer.node.inputs[0] if layer.node.inputs else ""
         if layer.op != "Flatten" or layer.node.attributes.get("axis", 1) != 1 or layer.output in b.graph.outputs:
             continue
-        all_gemm = all(row_by_output[reader.output].lower is direct.lower_gemm for reader in readers[layer.output])
+        all_gemm = all(row_by_output[reader.output].lower is dense.lower for reader in readers[layer.output])
         if all_gemm and b.fits_blocks(name) and 2 < len(b.shape(name)) < 5:
             b.flattened[layer.output] = name
     for layer, row in zip(b.layers, rows, strict=True):

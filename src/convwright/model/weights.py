@@ -229,11 +229,12 @@ class Weights:
     ) -> np.ndarray:
         """What ``make`` gives of the constant in row-major order, kept under ``key``.
 
-        ``restore`` gives the constant back to the last bit; without it the constant stays beside what was made of it.
+        ``restore`` gives the constant back to the last bit; without it, or where ``make`` gave an empty array, the
+        constant stays beside what was made of it.
         """
         if (name, *key) not in self._derived:
             self._derived[name, *key] = made = make(self.array(name))
-            if restore is not None:
+            if restore is not None and made.size:
                 self._restored.setdefault(name, partial(restore, made))
                 self._give_back(name)
         return self._derived[name, *key]

@@ -1,0 +1,107 @@
+"""Products of a few rows with a large matrix: fully connected layers of few images, which take as long as their weights
+take to come from memory.
+
+A work item is one vector of outputs. Its weights are one stream that is read strictly forwards, once: `kernels.narrow`
+has them in 28 bits a number, without loss, and decoding takes a core less than that saves the memory. Fetching ahead
+of the processor's own prefetching made it slower, from 512 to 8192 bytes and into any cache. Several sums are kept
+apart for an image, so that products do not wait for each other, and added together at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from convwright.codegen.lang import Int, Kernel, Variable
+from convwright.codegen.target import Target
+from convwright.kernels.activations import apply
+from convwright.kernels.arguments import Arguments, Reader
+from convwright.kernels.narrow import BLOCK, WORDS, decode
+
+ARGUMENTS = Arguments(
+    "x words bases starts rare bias y",
+    # blocks: of channels; starts: of the list of rare weights of each vector of outputs
+    "channels blocks x_image y_image y_block",
+)
+
+MOST_IMAGES = 8
+_SUMS = {32: 8, 16: 2}  # of an image, by the number of registers
+
+
+@dataclass(frozen=True)
+class DenseTile:
+    """What is baked into one kernel.
+
+    images: rows of the product. rest: channels after the last whole block.
+    epilogue: activations.
+    """
+
+    images: int
+    rest: int
+    epilogue: tuple[tuple[object, ...], ...] = ()
+
+    @property
+    def key(self) -> str:
+        return f"dense-{self!r}"
+
+    def name(self, target: Target) -> str:
+        return f"f32-dense-{self.images}x1-{target.name}"
+
+
+def emit(tile: DenseTile, target: Target) -> ir.Module:
+    """The kernel's module."""
+    k = Kernel(target)
+    a = ARGUMENTS.read(k)
+    whole = a.channels - tile.rest
+    with k.loop(k.begin, k.end) as item:
+        words = k.variable(k.advance(a.words, item * a.blocks * (WORDS * k.v)))
+        base = k.load_ints(a.bases, item * k.v)
+        bias = k.load(a.bias, item * k.v)
+        apart = range(max(1, _SUMS[target.registers] // tile.images))
+        sums = [[k.variable(k.splat(0.0) if place else bias) for place in apart] for _ in range(tile.images)]
+        with k.loop(0, whole, BLOCK) as channel:
+            _add_block(k, a, sums, words, base, channel, BLOCK)
+        if tile.rest:
+            _add_block(k, a, sums, words, base, whole, tile.rest)
+        for image, own in enumerate(sums):
+            vector = _total(k, [each.get() for each in own])
+            vector = _add_rare(k, a, item, k.advance(a.x, a.x_image * image), vector)
+            for operation in tile.epilogue:
+                vector = apply(k, operation, vector)
+            k.store(vector, a.y, item * a.y_block + a.y_image * image)
+    return k.finish()
+
+
+def _add_block(
+    k: Kernel, a: Reader, sums: list[list[Variable]], words: Variable, base: ir.Value, channel: Int, count: int
+) -> None:
+    """Add the products of ``count`` channels, and go on to the next block's words."""
+    now = words.get()
+    vectors = decode(k, [k.load_ints(now, place * k.v) for place in range(WORDS)], base, count)
+    for image, own in enumerate(sums):
+        x = k.advance(a.x, channel + a.x_image * image)
+        for place, vector in enumerate(vectors):
+            total = own[place % len(own)]
+            total.set(k.fma(k.broadcast(k.load_scalar(x, place)), vector, total.get()))
+    words.set(k.advance(now, WORDS * k.v))
+
+
+def _total(k: Kernel, vectors: list[ir.Value]) -> ir.Value:
+    """The sum of the vectors, in pairs."""
+    while len(vectors) > 1:
+        pairs = [k.add(*vectors[at : at + 2]) for at in range(0, len(vectors) - 1, 2)]
+        vectors = pairs + vectors[2 * len(pairs) :]
+    return vectors[0]
+
+
+def _add_rare(k: Kernel, a: Reader, item: Int, x: ir.Value, vector: ir.Value) -> ir.Value:
+    """``vector`` with the products of the item's rare weights added, each in its lane."""
+    total = k.variable(vector)
+    with k.loop(k.load_int(a.starts, item), k.load_int(a.starts, item + 1)) as number:
+        place = k.load_int(a.rare, number) % (1 << 32)
+        weight = k.broadcast(k.load_scalar(a.rare, number * 2 + 1))
+        factor = k.broadcast(k.load_scalar(x, place // k.v))
+        here = k.b.icmp_signed("==", k.lane_ids(), k.int_broadcast(place % k.v))
+        total.set(k.select(here, k.fma(factor, weight, total.get()), total.get()))
+    return total.get()

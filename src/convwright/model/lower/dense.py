@@ -1,0 +1,72 @@
+"""Fully connected layers: few images by many weights in 28 bits (`kernels.dense`), others as convolutions."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from convwright.kernels import dense
+from convwright.kernels.narrow import BLOCK
+from convwright.model import narrow
+from convwright.model.builder import Builder
+from convwright.model.fuse import Layer
+from convwright.model.lower import direct
+from convwright.model.values import Ref, Value, spatial
+
+# Smaller layers stay in the caches from one inference to the next, and the memory does not limit them.
+_LEAST_BYTES = 1 << 20
+
+
+def lower(b: Builder, layer: Layer) -> None:
+    """The layer, whichever way is the quicker. Weights that cannot be packed without loss stay as they are."""
+    packed = _packed(b, layer)
+    if packed is None:
+        direct.lower_gemm(b, layer)
+        return
+    node = layer.node
+    outputs, channels = b.graph.constants[node.inputs[1]].shape
+    x = _in_a_row(b, b.flattened.get(node.inputs[0], node.inputs[0]))
+    y = b.new_blocked(layer.output)
+    images = y.n
+    parts = narrow.Parts(outputs, channels, b.v)
+    buffer = b.static(packed).buffer
+    tile = dense.DenseTile(images, channels % BLOCK, layer.epilogue)
+    arguments = {
+        "x": x.ref, "words": Ref(buffer), "bases": Ref(buffer, parts.bases), "starts": Ref(buffer, parts.starts),
+        "rare": Ref(buffer, parts.rare), "bias": b.static(b.weights.bias(node.input(2), outputs)), "y": y.ref,
+        "channels": channels, "blocks": parts.blocks, "x_image": x.image or channels,
+        "y_image": y.image, "y_block": y.block,
+    }  # fmt: skip
+    why = f"{images} x {channels} by {outputs}: weights in 28 bits, lossless"
+    b.step(tile.name(b.target), dense, tile, arguments, parts.vectors, [x], [y], why, images * outputs * channels)
+
+
+def _in_a_row(b: Builder, name: str) -> Value:
+    """The value with all that belongs to an image in a row: blocks of a single pixel are that too."""
+    if spatial(b.shape(name)) == (1, 1) and not b.is_plain(name):
+        x = b.blocked(name)
+        if x.block == b.v:
+            return x
+    return b.plain(name)
+
+
+def _packed(b: Builder, layer: Layer) -> np.ndarray | None:
+    """The layer's weights in 28 bits, or None where direct summation of plain ones is the quicker."""
+    name = layer.node.inputs[1]
+    constant = b.graph.constants[name]
+    if not _limited_by_memory(b, constant.nbytes, b.shape(layer.output)[0]) or constant.dtype != np.float32:
+        return None
+    packed = b.weights.derived(
+        name,
+        ("28 bits",),
+        partial(narrow.pack, target=b.target, threads=b.threads),
+        partial(narrow.unpack, shape=constant.shape, target=b.target, threads=b.threads),
+    )
+    return packed if packed.size else None
+
+
+def _limited_by_memory(b: Builder, nbytes: int, images: int) -> bool:
+    """Whether fewer bytes of weights make a layer quicker that has so many now: with vectors of four lanes decoding
+    takes longer than it saves."""
+    return nbytes >= _LEAST_BYTES and images <= dense.MOST_IMAGES and b.target.name != "generic"
