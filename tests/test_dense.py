@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 import convwright as cw
 from convwright.codegen.target import Target, host_target
-from convwright.graph import Node
+from convwright.graph import Graph, Node
 from convwright.kernels import dense, direct
 from convwright.kernels import narrow as narrow_kernels
 from convwright.kernels.activations import ROWS as ACTIVATIONS
+from convwright.large_arrays import large_empty
 from convwright.model import narrow
 from convwright.model.lower import dense as lowering
 from convwright.model.weights import Weights
@@ -88,6 +89,11 @@ KINDS: list[Callable[..., Any]] = [
 ]  # fmt: skip
 
 
+def pack(matrix: Array, target: Target, threads: int) -> NDArray[np.uint8] | None:
+    survey = narrow.Survey(matrix, target, threads)
+    return survey.pack(matrix) if survey.possible else None
+
+
 @pytest.fixture
 def however_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rare weights are listed, however many there are."""
@@ -111,8 +117,8 @@ def test_weights_come_back_to_the_last_bit(target: Target, kind: Callable[..., A
     rng = np.random.default_rng(7)
     for threads, shape in enumerate(sizes(target.vector)):
         matrix = np.asarray(kind(rng, shape), np.float32)
-        packed = narrow.pack(matrix, target, threads % 2 + 1)
-        assert packed.size, shape
+        packed = pack(matrix, target, threads % 2 + 1)
+        assert packed is not None, shape
         assert same_bits(narrow.unpack(packed, shape, target, 1), matrix), shape
 
 
@@ -120,11 +126,11 @@ def test_weights_come_back_to_the_last_bit(target: Target, kind: Callable[..., A
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_what_is_not_finite_is_not_packed(target: Target, bad: float) -> None:
     matrix = normal(np.random.default_rng(0), (target.vector + 1, 33))
-    assert narrow.pack(matrix, target, 1).size
+    assert pack(matrix, target, 1) is not None
     for row, channel in ((0, 0), (target.vector, 32), (3, 31)):
         worse = matrix.copy()
         worse[row, channel] = bad
-        assert not narrow.pack(worse, target, 1).size
+        assert pack(worse, target, 1) is None
 
 
 @each_target
@@ -132,24 +138,26 @@ def test_too_many_rare_weights_are_not_packed(target: Target) -> None:
     matrix = np.ones((64, 1000), np.float32)
     most = int(matrix.size * narrow.MOST_RARE)
     matrix.reshape(-1)[:: matrix.size // most][:most] = 2.0**-15
-    packed = narrow.pack(matrix, target, 1)
+    packed = pack(matrix, target, 1)
+    assert packed is not None
     assert same_bits(narrow.unpack(packed, matrix.shape, target, 1), matrix)
     matrix[5, 5] = 2.0**-15
-    assert not narrow.pack(matrix, target, 1).size
+    assert pack(matrix, target, 1) is None
     crowded = np.ones((64, 1000), np.float32)  # few of all, but all in one vector of rows
     crowded[5, : int(target.vector * 1000 * narrow._ROOM) + 65] = 2.0**-15
-    assert not narrow.pack(crowded, target, 1).size
+    assert pack(crowded, target, 1) is None
 
 
 @each_target
 def test_a_weight_takes_28_bits(target: Target) -> None:
     matrix = normal(np.random.default_rng(0), (512, 512))
-    assert 28 / 32 <= narrow.pack(matrix, target, 2).nbytes / matrix.nbytes < 28.3 / 32
+    packed = pack(matrix, target, 2)
+    assert packed is not None
+    assert 28 / 32 <= packed.nbytes / matrix.nbytes < 28.3 / 32
 
 
 @each_target
 @pytest.mark.parametrize("at_end", [True, False])
-@pytest.mark.usefixtures("however_many")
 def test_packing_touches_nothing_else(target: Target, at_end: bool) -> None:
     rng = np.random.default_rng(3)
     for shape in sizes(target.vector):
@@ -161,15 +169,44 @@ def test_packing_touches_nothing_else(target: Target, at_end: bool) -> None:
             "bases": guarded_empty(parts.vectors * parts.v, at_end=at_end),
             "counts": guarded_bytes(8 * parts.vectors, at_end=at_end),
             "rare": guarded_bytes(8 * parts.vectors * room, at_end=at_end),
+            "scratch": guarded_empty(2 * parts.words, at_end=at_end),
         }
         values = {name: array.ctypes.data for name, array in memory.items()}
-        values |= {"rows": shape[0], "channels": shape[1], "blocks": parts.blocks, "room": room}
-        for tile in (narrow_kernels.Packing(), narrow_kernels.Unpacking()):
+        values |= {"rows": shape[0], "channels": shape[1], "blocks": parts.blocks, "room": room, "stride": parts.words}
+        for what in ("survey", "pack", "unpack"):
+            tile = narrow_kernels.Narrow(what)
             call(tile, narrow_kernels.emit, narrow_kernels.ARGUMENTS, values, parts.vectors, target, 2)
         found = memory["weights"]
         rare = bits(found) != bits(matrix)
         assert not bits(found)[rare].any()
         assert rare.sum() <= memory["counts"].view(np.int64).sum()
+
+
+@each_target
+@pytest.mark.parametrize("kind", [normal, any_bits, at_the_edges], ids=lambda kind: kind.__name__)
+@pytest.mark.usefixtures("however_many")
+def test_weights_are_packed_where_they_lie(target: Target, kind: Callable[..., Array]) -> None:
+    rng = np.random.default_rng(9)
+    v = target.vector
+    for threads, shape in enumerate([(1, 64), (v, 57), (3 * v + 1, 100), (5 * v - 1, 1001), (40 * v, 64)]):
+        matrix = np.asarray(kind(rng, shape), np.float32)
+        survey = narrow.Survey(matrix, target, threads % 3 + 1)
+        room = 4 * -(-shape[0] // v) * v * shape[1] + 8 * survey.rare.size + 1024
+        memory = guarded_bytes(room, at_end=bool(threads % 2))
+        memory[: matrix.nbytes] = matrix.reshape(-1).view(np.uint8)
+        assert survey.fits_in_place(room)
+        packed = survey.pack_in_place(memory)
+        np.testing.assert_array_equal(packed, survey.pack(matrix))
+        assert same_bits(narrow.unpack(packed, shape, target, 1), matrix), shape
+
+
+@each_target
+def test_what_would_not_fit_is_packed_elsewhere(target: Target) -> None:
+    v = target.vector
+    for shape, extra, fits in (((v, 64), 0, True), ((v, 64), -1, False), ((v, 41), 0, False)):
+        survey = narrow.Survey(np.ones(shape, np.float32), target, 1)
+        needed = max(survey.nbytes, 4 * survey.parts.words)
+        assert survey.fits_in_place(needed + extra) == fits
 
 
 # -- products ----------------------------------------------------------------------------------------------------------
@@ -323,16 +360,46 @@ def test_a_model_holds_weights_once_and_gives_them_back() -> None:
             np.testing.assert_array_equal(copy(x), model(x))
 
 
-def test_other_formats_are_made_of_packed_weights() -> None:
-    target = host_target()
-    w = normal(np.random.default_rng(1), (300, 1001))
-    weights = Weights({"w": w.copy()}, target.vector)
+@pytest.mark.parametrize("alone", [True, False])
+def test_other_formats_are_made_of_packed_weights(alone: bool) -> None:
+    """Whether the memory of the constant was used again or not."""
+    target, shape = host_target(), (303, 1001)
+    w = normal(np.random.default_rng(1), shape)
+    w[:, 5] = 2.0**-30
+    constant = large_empty(shape, w.dtype)
+    constant[...] = w
+    start = constant.ctypes.data
+    weights = Weights({"w": constant}, target.vector)
+    if alone:
+        del constant
+    weights.consuming = True
+    packed = weights.narrow("w", target, 2)
+    weights.consuming = False
+    assert packed is not None
+    assert (packed.ctypes.data == start) == alone
+    if not alone:
+        assert same_bits(constant, w)
+    assert weights.nbytes == packed.nbytes < 0.89 * w.nbytes
+    assert same_bits(weights.array("w"), w)
+    plain = Weights({"w": w}, target.vector).get("w", "direct", (*shape, 1, 1))
+    assert same_bits(weights.get("w", "direct", (*shape, 1, 1)), plain)
+    assert weights.narrow("w", target, 1) is packed
 
-    def restore(packed: NDArray[Any]) -> Array:
-        return narrow.unpack(packed, w.shape, target, 2)
 
-    packed = weights.derived("w", ("28 bits",), lambda array: narrow.pack(array, target, 2), restore)
-    weights.release()
-    assert weights.nbytes == packed.nbytes
-    plain = Weights({"w": w}, target.vector).get("w", "direct", (300, 1001, 1, 1))
-    assert same_bits(weights.get("w", "direct", (300, 1001, 1, 1)), plain)
+@pytest.mark.skipif(host_target().name == "generic", reason="packs nothing")
+def test_compiling_packs_weights_where_they_lie() -> None:
+    w = normal(np.random.default_rng(3), (512, 600))
+
+    def graph() -> Graph:
+        constant = large_empty(w.shape, w.dtype)
+        constant[...] = w
+        starts.append(constant.ctypes.data)
+        nodes = [Node("Gemm", ["x", "w"], ["y"], {"transB": 1})]
+        return graph_of(nodes, {"x": np.ones((1, 600), np.float32)}, ["y"], {"w": constant})
+
+    starts: list[int] = []
+    with cw.compile(graph(), threads=2) as model:
+        packed = model._weights.narrow("w", host_target(), 2)
+        assert packed is not None
+        assert packed.ctypes.data == starts[0]
+        assert same_bits(model._weights.array("w"), w)

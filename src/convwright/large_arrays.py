@@ -52,6 +52,17 @@ def taken(holder: dict[str, np.ndarray], name: str, room: int) -> np.ndarray | N
     return None
 
 
+def give_back(memory: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """``used``, the first bytes of what ``taken`` gave; the whole pages after them go back to the system."""
+    start = -(-used.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    owner: Any = memory.base
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if start < memory.nbytes and hasattr(mmap, "MADV_DONTNEED"):
+        owner.obj.madvise(mmap.MADV_DONTNEED, start)
+    return used
+
+
 def _memory_of(array: np.ndarray) -> np.ndarray | None:
     """The bytes of a mapping in which the array lies row by row, from the beginning on; None for other arrays."""
     memory: Any = array.base

@@ -24,7 +24,7 @@ from llvmlite import ir
 from convwright.codegen.lang import I32, I64, Int, Integer, Kernel, Variable
 from convwright.codegen.target import Target
 from convwright.kernels.arguments import Arguments, Reader
-from convwright.kernels.spans import transpose
+from convwright.kernels.spans import along, copy, transpose
 
 BLOCK = 8  # channels that are coded together
 WORDS = 7  # vectors of words that hold them
@@ -37,29 +37,31 @@ _SIGNED = 1 << 32
 _KEPT = 0x87FFFFFF - _SIGNED
 _CODE = 0x07800000
 
-ARGUMENTS = Arguments("weights words bases counts rare", "rows channels blocks room")
-"""weights ``[rows][channels]``; words ``[vector of rows][block][WORDS][v]``; bases ``[vector of rows][v]``, int32,
-where the exponent lies in a float32; counts ``[vector of rows]`` of rare weights, int64; rare
-``[vector of rows][room]``, the first ``room`` of each, int64: the weight's bits above 32 bits that are
-channel * v + lane."""
+ARGUMENTS = Arguments("weights words bases counts rare scratch", "rows channels blocks room stride")
+"""Of all kernels here, whose work items are vectors of rows.
+
+- weights ``[rows][channels]``; bases ``[vector of rows][v]``, int32, where the exponent lies in a float32;
+- words ``[vector of rows][block][WORDS][v]``, the vectors of rows ``stride`` floats apart;
+- counts ``[vector of rows]`` of rare weights, int64; rare ``[vector of rows][room]``, the first ``room`` of each,
+  int64: the weight's bits above 32 bits that are channel * v + lane;
+- scratch: room for one vector of rows' words for each thread.
+"""
 
 
 @dataclass(frozen=True)
-class Packing:
-    """From rows of float32 to 28 bits; a work item is a vector of rows. Lanes beyond the last row repeat it."""
+class Narrow:
+    """What a kernel does.
+
+    - "survey": find the bases, and list the rare weights. Lanes beyond the last row repeat it.
+    - "pack": make the words, of a vector of rows at a time, so that they may lie where its weights begin.
+    - "unpack": from words and bases to weights; rare ones are left out.
+    """
+
+    what: str
 
     @property
     def key(self) -> str:
-        return "narrow-packing"
-
-
-@dataclass(frozen=True)
-class Unpacking:
-    """From 28 bits to rows of float32, rare weights left out; a work item is a vector of rows."""
-
-    @property
-    def key(self) -> str:
-        return "narrow-unpacking"
+        return f"narrow-{self.what}"
 
 
 def decode(k: Kernel, words: list[ir.Value], base: ir.Value, count: int = BLOCK) -> list[ir.Value]:
@@ -85,56 +87,76 @@ def _joined(k: Kernel, upper: ir.Value, lower: ir.Value, bits: int) -> ir.Value:
     return k.b.or_(k.b.and_(upper, k.splat_int(mask)), k.b.and_(down, k.splat_int(~mask)))
 
 
-def _encode(k: Kernel, weights: list[ir.Value], base: ir.Value) -> tuple[list[ir.Value], ir.Value]:
-    """The words of a block's channels, and the lanes in which one of them is rare."""
-    b, zero, narrow, any_rare = k.b, k.splat_int(0), [], None
+def _rare(k: Kernel, weights: ir.Value, base: ir.Value) -> ir.Value:
+    """The lanes in which an exponent is neither zero nor above the base."""
+    exponent = k.b.and_(weights, k.splat_int(EXPONENT))
+    normal = k.b.icmp_signed("!=", exponent, k.splat_int(0))
+    return k.b.and_(normal, k.b.icmp_signed("<=", exponent, base))
+
+
+def _encode(k: Kernel, weights: list[ir.Value], base: ir.Value) -> list[ir.Value]:
+    """The words of a block's channels."""
+    b, zero, narrow = k.b, k.splat_int(0), []
     for weight in weights:
-        exponent = b.and_(weight, k.splat_int(EXPONENT))
-        normal = b.icmp_signed("!=", exponent, zero)
-        rare = b.and_(normal, b.icmp_signed("<=", exponent, base))
-        any_rare = rare if any_rare is None else b.or_(any_rare, rare)
-        narrow.append(b.select(rare, zero, b.select(normal, b.sub(weight, base), weight)))
+        normal = b.icmp_signed("!=", b.and_(weight, k.splat_int(EXPONENT)), zero)
+        coded = b.select(normal, b.sub(weight, base), weight)
+        narrow.append(b.select(_rare(k, weight, base), zero, coded))
     last = narrow.pop()
     sign = b.lshr(b.and_(last, k.splat_int(1 << 31)), k.splat_int(1))
     rest = b.or_(sign, b.and_(b.shl(last, k.splat_int(3)), k.splat_int((1 << 30) - 1)))
     pieces = (b.and_(b.shl(rest, k.splat_int(4 * at)), k.splat_int(0xF << 27)) for at in range(WORDS))
-    return [b.or_(word, piece) for word, piece in zip(narrow, pieces, strict=True)], any_rare
+    return [b.or_(word, piece) for word, piece in zip(narrow, pieces, strict=True)]
 
 
-def emit(tile: Packing | Unpacking, target: Target) -> ir.Module:
+def emit(tile: Narrow, target: Target) -> ir.Module:
     """The kernel's module."""
     k = Kernel(target)
     a = ARGUMENTS.read(k)
     with k.loop(k.begin, k.end) as item:
-        words = k.advance(a.words, item * a.blocks * (WORDS * k.v))
-        (_unpack if isinstance(tile, Unpacking) else _pack)(k, a, item, words)
+        {"survey": _survey, "pack": _pack, "unpack": _unpack}[tile.what](k, a, item)
     return k.finish()
 
 
-def _pack(k: Kernel, a: Reader, item: Int, words: ir.Value) -> None:
+def _rows(k: Kernel, a: Reader, item: Int) -> list[ir.Value]:
     last = a.rows - 1
-    rows = [k.advance(a.weights, k.minimum(item * k.v + lane, last) * a.channels) for lane in range(k.v)]
+    return [k.advance(a.weights, k.minimum(item * k.v + lane, last) * a.channels) for lane in range(k.v)]
+
+
+def _survey(k: Kernel, a: Reader, item: Int) -> None:
+    rows = _rows(k, a, item)
     largest = _largest_exponents(k, a, rows)
     unusable = k.b.icmp_signed("==", largest, k.splat_int(EXPONENT))
     base = k.b.sub(largest, k.splat_int(CODES << MANTISSA))
-    base = k.b.select(k.b.icmp_signed("<", base, k.splat_int(0)), k.splat_int(0), base)
+    base = _larger(k, base, k.splat_int(0))
     k.store(k.b.bitcast(base, k.vector_type), a.bases, item * k.v)
     count = k.variable(k.choose(_any(k, unusable), UNUSABLE, 0))
+    for lane, row in enumerate(rows):
+        own = k.int_broadcast(_bits(k, a.bases, item * k.v + lane))
 
-    def block(first: Int, loads: Callable[[ir.Value, Integer], ir.Value]) -> None:
-        columns = _columns(k, rows, first, loads)
+        def look(first: Int, mask: ir.Value | None, row: ir.Value = row, own: ir.Value = own, lane: int = lane) -> None:
+            rare = _rare(k, k.b.bitcast(k.load(row, first, mask), k.int_vector_type), own)
+            with k.when(_any(k, rare)):
+                _list_rare(k, a, item, row, lane, first, count)
+
+        along(k, 0, a.channels, look)
+    k.store_int(count.get(), a.counts, item)
+
+
+def _pack(k: Kernel, a: Reader, item: Int) -> None:
+    rows, base = _rows(k, a, item), k.load_ints(a.bases, item * k.v)
+    size = a.blocks * (WORDS * k.v)
+    scratch = k.advance(a.scratch, k.thread * size)
+
+    def block(first: Int, load: Callable[[ir.Value, Integer], ir.Value]) -> None:
+        columns = _columns(k, rows, first, load)
         for at in range(0, len(columns), BLOCK):
-            coded, rare = _encode(k, columns[at : at + BLOCK], base)
-            channel = first + at
-            with k.when(channel < a.channels):
-                to = k.advance(words, channel // BLOCK * (WORDS * k.v))
-                for place, word in enumerate(coded):
+            with k.when(first + at < a.channels):
+                to = k.advance(scratch, (first + at) // BLOCK * (WORDS * k.v))
+                for place, word in enumerate(_encode(k, columns[at : at + BLOCK], base)):
                     k.store(k.b.bitcast(word, k.vector_type), to, place * k.v)
-                with k.when(_any(k, rare)):
-                    _list_rare(k, a, item, rows, channel, count)
 
     _over(k, a, block)
-    k.store_int(count.get(), a.counts, item)
+    copy(k, scratch, k.advance(a.words, item * a.stride), size)
 
 
 def _over(k: Kernel, a: Reader, body: Callable[[Int, Callable[[ir.Value, Integer], ir.Value]], None]) -> None:
@@ -162,16 +184,12 @@ def _largest_exponents(k: Kernel, a: Reader, rows: list[ir.Value]) -> ir.Value:
     """Of each row, in its lane, as float32 has it."""
     largest = [k.variable(k.splat_int(0)) for _ in rows]
 
-    def look(first: Integer, mask: ir.Value | None) -> None:
+    def look(first: Int, mask: ir.Value | None) -> None:
         for row, most in zip(rows, largest, strict=True):
             bits = k.b.bitcast(k.load(row, first, mask), k.int_vector_type)
             most.set(_larger(k, k.b.and_(bits, k.splat_int(EXPONENT)), most.get()))
 
-    whole = a.channels - a.channels % k.v
-    with k.loop(0, whole, k.v) as first:
-        look(first, None)
-    with k.when(whole < a.channels):
-        look(whole, k.mask(0, a.channels - whole))
+    along(k, 0, a.channels, look)
     columns = transpose(k, [k.b.bitcast(most.get(), k.vector_type) for most in largest])
     result = k.b.bitcast(columns[0], k.int_vector_type)
     for column in columns[1:]:
@@ -187,20 +205,18 @@ def _any(k: Kernel, mask: ir.Value) -> ir.Value:
     return k.b.icmp_unsigned("!=", k.b.bitcast(mask, ir.IntType(k.v)), ir.Constant(ir.IntType(k.v), 0))
 
 
-def _list_rare(k: Kernel, a: Reader, item: Int, rows: list[ir.Value], channel: Int, count: Variable) -> None:
-    """Add the rare weights of a block to the list, one by one: there are few."""
-    stop = k.minimum(channel + BLOCK, a.channels)
-    for lane, row in enumerate(rows):
-        base = _bits(k, a.bases, item * k.v + lane)
-        with k.loop(channel, stop) as at:
-            bits = _bits(k, row, at)
-            exponent = k.b.and_(bits.value, ir.Constant(I64, EXPONENT))
-            above_zero = k.b.icmp_signed(">", exponent, ir.Constant(I64, 0))
-            with k.when(k.b.and_(above_zero, k.b.icmp_signed("<=", exponent, base.value))):
-                number = count.get()
-                with k.when(number < a.room):
-                    k.store_int(bits * _SIGNED + at * k.v + lane, a.rare, item * a.room + number)
-                count.set(number + 1)
+def _list_rare(k: Kernel, a: Reader, item: Int, row: ir.Value, lane: int, first: Int, count: Variable) -> None:
+    """Add the rare weights of a vector along a row to the list, one by one: there are few."""
+    base = _bits(k, a.bases, item * k.v + lane)
+    with k.loop(first, k.minimum(first + k.v, a.channels)) as at:
+        bits = _bits(k, row, at)
+        exponent = k.b.and_(bits.value, ir.Constant(I64, EXPONENT))
+        above_zero = k.b.icmp_signed(">", exponent, ir.Constant(I64, 0))
+        with k.when(k.b.and_(above_zero, k.b.icmp_signed("<=", exponent, base.value))):
+            number = count.get()
+            with k.when(number < a.room):
+                k.store_int(bits * _SIGNED + at * k.v + lane, a.rare, item * a.room + number)
+            count.set(number + 1)
 
 
 def _bits(k: Kernel, pointer: ir.Value, offset: Integer) -> Int:
@@ -208,8 +224,8 @@ def _bits(k: Kernel, pointer: ir.Value, offset: Integer) -> Int:
     return Int(k, k.b.zext(k.b.load(k.advance(pointer, offset), typ=I32, align=4), I64))
 
 
-def _unpack(k: Kernel, a: Reader, item: Int, words: ir.Value) -> None:
-    base = k.load_ints(a.bases, item * k.v)
+def _unpack(k: Kernel, a: Reader, item: Int) -> None:
+    words, base = k.advance(a.words, item * a.stride), k.load_ints(a.bases, item * k.v)
     first_row = item * k.v
 
     def block(first: Int, mask: Callable[[Integer], ir.Value | None]) -> None:

@@ -5,7 +5,9 @@ All that belongs to a matrix lies in one array: the words, the rows' bases, and 
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from convwright.codegen.jit import compile_kernel
 from convwright.codegen.target import Target
 from convwright.kernels import narrow
-from convwright.runtime.memory import zeroed
+from convwright.runtime.memory import aligned_empty, zeroed
 from convwright.runtime.team import team_of
 
 MOST_RARE = 1 / 500  # of the weights: a rare one takes 8 bytes and some ten cycles
@@ -62,33 +64,72 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // _ALIGNED) * _ALIGNED
 
 
-def pack(matrix: NDArray[np.float32], target: Target, threads: int) -> NDArray[np.uint8]:
-    """The matrix ``[rows, channels]`` packed; an empty array where that is not worth it: too many rare weights, or an
-    infinity or NaN."""
-    matrix = np.ascontiguousarray(matrix, np.float32)
-    parts = Parts(matrix.shape[0], matrix.shape[1], target.vector)
-    room = max(64, int(parts.channels * parts.v * _ROOM))
-    counts = np.zeros(parts.vectors, np.int64)
-    rare = np.empty((parts.vectors, room), np.int64)  # what is not written takes no memory
-    most = int(matrix.size * MOST_RARE)
-    packed = zeroed(parts.rare + 8 * most)
-    _run(narrow.Packing(), parts, packed, target, threads, matrix, counts, rare)
-    if counts.max() > room or counts.sum() > most:
-        return np.empty(0, np.uint8)
-    starts = packed[parts.starts :][: 8 * (parts.vectors + 1)].view(np.int64)
-    np.cumsum(counts, out=starts[1:])
-    listed = np.concatenate([own[:count] for own, count in zip(rare, counts, strict=True)])
-    end = parts.rare + listed.nbytes
-    packed[parts.rare : end] = listed.view(np.uint8)
-    return packed[:end]
+class Survey:
+    """What is known of a matrix before it is packed: the bases of its rows, and its rare weights."""
+
+    def __init__(self, matrix: NDArray[np.float32], target: Target, threads: int):
+        matrix = np.ascontiguousarray(matrix, np.float32)
+        self.parts = Parts(matrix.shape[0], matrix.shape[1], target.vector)
+        self.target, self.threads = target, threads
+        room = max(64, int(self.parts.channels * self.parts.v * _ROOM))
+        self.bases = np.empty(self.parts.vectors * self.parts.v, np.int32)
+        self.counts = np.zeros(self.parts.vectors, np.int64)
+        listed = np.empty((self.parts.vectors, room), np.int64)  # what is not written takes no memory
+        _run("survey", self.parts, target, threads, weights=matrix, bases=self.bases, counts=self.counts, rare=listed)
+        self.possible = self.counts.max() <= room and self.counts.sum() <= MOST_RARE * matrix.size
+        """Whether packing is worth it: few rare weights, and neither an infinity nor NaN."""
+        lists = zip(listed, self.counts, strict=True) if self.possible else ()
+        self.rare = np.concatenate([np.zeros(0, np.int64), *(own[:count] for own, count in lists)])
+
+    @property
+    def nbytes(self) -> int:
+        """Of the packed matrix."""
+        return self.parts.rare + self.rare.nbytes
+
+    def pack(self, matrix: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """The matrix that was surveyed, packed beside where it lies."""
+        packed = zeroed(self.nbytes)
+        self._words(np.ascontiguousarray(matrix, np.float32), packed, self.parts.words)
+        return self._whole(packed)
+
+    def fits_in_place(self, nbytes: int) -> bool:
+        """Whether the packed matrix can be written over the plain one, in so much memory."""
+        parts = self.parts
+        plain = parts.channels * parts.v
+        return parts.words <= plain and max(self.nbytes, 4 * ((parts.vectors - 1) * plain + parts.words)) <= nbytes
+
+    def pack_in_place(self, memory: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The matrix that was surveyed, packed in the memory that it lies in, from the first byte on."""
+        parts = self.parts
+        plain = parts.channels * parts.v
+        matrix = memory[: 4 * parts.rows * parts.channels].view(np.float32)
+        self._words(matrix, memory, plain)  # those of each vector of rows where its weights began
+        for vector in range(1, parts.vectors):
+            to, start = (memory.ctypes.data + 4 * vector * floats for floats in (parts.words, plain))
+            ctypes.memmove(to, start, 4 * parts.words)
+        return self._whole(memory)
+
+    def _words(self, matrix: NDArray[np.float32], memory: NDArray[np.uint8], stride: int) -> None:
+        scratch = aligned_empty(self.threads * self.parts.words)
+        arrays: dict[str, NDArray[Any]] = {"weights": matrix, "words": memory, "bases": self.bases, "scratch": scratch}
+        _run("pack", self.parts, self.target, self.threads, stride, **arrays)
+
+    def _whole(self, memory: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The memory, whose words are in their place, with what else belongs to the matrix."""
+        parts, starts = self.parts, np.zeros(self.parts.vectors + 1, np.int64)
+        np.cumsum(self.counts, out=starts[1:])
+        memory[4 * parts.vectors * parts.words : self.nbytes] = 0
+        for at, array in ((parts.bases, self.bases), (parts.starts, starts), (parts.rare, self.rare)):
+            memory[at : at + array.nbytes] = array.view(np.uint8)
+        return memory[: self.nbytes]
 
 
 def unpack(packed: NDArray[np.uint8], shape: tuple[int, int], target: Target, threads: int) -> NDArray[np.float32]:
     """The matrix, to the last bit."""
     parts = Parts(shape[0], shape[1], target.vector)
     matrix = np.empty(shape, np.float32)
-    none = np.zeros(1, np.int64)
-    _run(narrow.Unpacking(), parts, packed, target, threads, matrix, none, none)
+    bases = packed[parts.bases :]
+    _run("unpack", parts, target, threads, parts.words, weights=matrix, words=packed, bases=bases)
     starts = packed[parts.starts :][: 8 * (parts.vectors + 1)].view(np.int64)
     listed = packed[parts.rare :].view(np.uint32).reshape(-1, 2)
     places = listed[:, 0].astype(np.int64)
@@ -98,16 +139,12 @@ def unpack(packed: NDArray[np.uint8], shape: tuple[int, int], target: Target, th
     return matrix
 
 
-def _run(
-    tile: narrow.Packing | narrow.Unpacking, parts: Parts, packed: NDArray[np.uint8], target: Target, threads: int,
-    matrix: NDArray[np.float32], counts: NDArray[np.int64], rare: NDArray[np.int64],
-) -> None:  # fmt: skip
-    start = packed.ctypes.data
-    values = {
-        "weights": matrix.ctypes.data, "words": start, "bases": start + parts.bases, "counts": counts.ctypes.data,
-        "rare": rare.ctypes.data, "rows": parts.rows, "channels": parts.channels, "blocks": parts.blocks,
-        "room": rare.shape[-1],
-    }  # fmt: skip
+def _run(what: str, parts: Parts, target: Target, threads: int, stride: int = 0, **arrays: NDArray[Any]) -> None:
+    """Run a kernel by so many threads."""
+    tile = narrow.Narrow(what)
+    values = dict.fromkeys(narrow.ARGUMENTS.pointers, 0) | {name: array.ctypes.data for name, array in arrays.items()}
+    values |= {"rows": parts.rows, "channels": parts.channels, "blocks": parts.blocks, "stride": stride}
+    values["room"] = arrays["rare"].shape[1] if "rare" in arrays else 0
     arguments = narrow.ARGUMENTS.pack(values)
     address = compile_kernel(tile.key, lambda: narrow.emit(tile, target), target)
     table = np.array([[address, arguments.ctypes.data, parts.vectors, 0]], np.int64)

@@ -12,7 +12,9 @@ from functools import partial
 
 import numpy as np
 
-from convwright.large_arrays import standing_in, taken
+from convwright.codegen.target import Target
+from convwright.large_arrays import give_back, standing_in, taken
+from convwright.model import narrow
 from convwright.model.values import Order, in_lanes
 from convwright.runtime.memory import aligned_empty
 
@@ -214,11 +216,14 @@ class Weights:
             return None
         if not keeps_place(shape[0], groups, self.v):
             return None
-        room = -(-shape[0] // self.v) * self.v * math.prod(shape[1:]) * array_type.itemsize
-        memory = taken(self.constants, name, room)
+        memory = taken(self.constants, name, self._room(shape))
         if memory is not None:
             self._released.add(name)
         return memory
+
+    def _room(self, shape: tuple[int, ...]) -> int:
+        """Bytes of so many filters in whole vectors."""
+        return -(-shape[0] // self.v) * self.v * math.prod(shape[1:]) * 4
 
     def derived(
         self,
@@ -229,15 +234,34 @@ class Weights:
     ) -> np.ndarray:
         """What ``make`` gives of the constant in row-major order, kept under ``key``.
 
-        ``restore`` gives the constant back to the last bit; without it, or where ``make`` gave an empty array, the
-        constant stays beside what was made of it.
+        ``restore`` gives the constant back to the last bit; without it the constant stays beside what was made of it.
         """
         if (name, *key) not in self._derived:
             self._derived[name, *key] = made = make(self.array(name))
-            if restore is not None and made.size:
+            if restore is not None:
                 self._restored.setdefault(name, partial(restore, made))
                 self._give_back(name)
         return self._derived[name, *key]
+
+    def narrow(self, name: str, target: Target, threads: int) -> np.ndarray | None:
+        """The constant, a matrix of float32, in 28 bits a number (`model.narrow`); None where that is not worth it."""
+        key = (name, "28 bits")
+        if key not in self._derived:
+            self._derived[key] = packed = self._narrow(name, target, threads)
+            if packed.size:
+                restore = partial(narrow.unpack, packed, self.constants[name].shape, target, threads)
+                self._restored.setdefault(name, restore)
+                self._give_back(name)
+        return self._derived[key] if self._derived[key].size else None
+
+    def _narrow(self, name: str, target: Target, threads: int) -> np.ndarray:
+        shape = self.constants[name].shape
+        survey = narrow.Survey(self.array(name), target, threads)
+        if not survey.possible:
+            return np.empty(0, np.uint8)
+        if survey.fits_in_place(self._room(shape)) and (memory := self._taken(name, shape, 1)) is not None:
+            return give_back(memory, survey.pack_in_place(memory))
+        return survey.pack(self.array(name))
 
     def channels(self, key: tuple[str, ...], values: np.ndarray) -> np.ndarray:
         """One value a channel, in whole vectors; packed once under the key."""

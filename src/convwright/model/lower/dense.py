@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+import math
 
 import numpy as np
 
@@ -54,16 +54,11 @@ def _in_a_row(b: Builder, name: str) -> Value:
 def _packed(b: Builder, layer: Layer) -> np.ndarray | None:
     """The layer's weights in 28 bits, or None where direct summation of plain ones is the quicker."""
     name = layer.node.inputs[1]
-    constant = b.graph.constants[name]
-    if not _limited_by_memory(b, constant.nbytes, b.shape(layer.output)[0]) or constant.dtype != np.float32:
+    info = b.types[name]
+    nbytes = info.dtype.itemsize * math.prod(b.shape(name))
+    if info.dtype != np.float32 or not _limited_by_memory(b, nbytes, b.shape(layer.output)[0]):
         return None
-    packed = b.weights.derived(
-        name,
-        ("28 bits",),
-        partial(narrow.pack, target=b.target, threads=b.threads),
-        partial(narrow.unpack, shape=constant.shape, target=b.target, threads=b.threads),
-    )
-    return packed if packed.size else None
+    return b.weights.narrow(name, b.target, b.threads)  # nothing here refers to the constant: its memory is used again
 
 
 def _limited_by_memory(b: Builder, nbytes: int, images: int) -> bool:
