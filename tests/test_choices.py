@@ -93,7 +93,7 @@ def told_ref(ref: Ref) -> Any:
 def no_estimates() -> AbstractContextManager[Any]:
     """Whoever looks for a choice in here fails."""
     stack = ExitStack()
-    for owner, name in ((conv, "choose"), (winograd, "cuts"), (tiles, "step_cycles"), (strips, "_strip_cycles")):
+    for owner, name in ((conv, "choose"), (winograd, "cut_of"), (tiles, "step_cycles"), (strips, "_strip_cycles")):
         stack.enter_context(patch.object(owner, name, side_effect=AssertionError(f"{name} was asked")))
     return stack
 
