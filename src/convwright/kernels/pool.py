@@ -168,7 +168,7 @@ class _Watch:
         return self.k.b.icmp_signed("!=", bits, ir.Constant(bits.type, 0))
 
 
-def _greater(k: Kernel, a: ir.Value, b: ir.Value) -> ir.Value:
+def greater(k: Kernel, a: ir.Value, b: ir.Value) -> ir.Value:
     """The larger; NaN where either is."""
     return k.select(k.b.fcmp_unordered("uno", b, b), b, k.max(a, b))
 
@@ -197,7 +197,7 @@ class _Windows:
         self.dilation: Integer = tile.dilation_wide if baked else a.dilation_wide
         self.start = k.splat(-math.inf if tile.maximum else 0.0)
         self.combine: Callable[[Kernel, ir.Value, ir.Value], ir.Value]
-        self.combine = _greater if tile.maximum else Kernel.add
+        self.combine = greater if tile.maximum else Kernel.add
 
     def emit(self) -> None:
         k, a = self.k, self.a

@@ -16,12 +16,13 @@ from convwright.kernels.cook_toom import Matrix
 
 def both_ways(
     k: Kernel, high: Matrix, wide: Matrix, load: Callable[[Integer, Integer], ir.Value],
-    store: Callable[[Integer, Sequence[ir.Value]], None], room: ir.Value,
+    store: Callable[[Integer, Sequence[ir.Value]], None], room: ir.Value, together: int = 1,
 ) -> None:  # fmt: skip
     """high d wide^T of d = load(row, col), stored row by row: columns first, then rows.
 
     Where the vectors of d are about as many as registers, both ways are written out. Else one column or row is
-    in registers at a time, and what comes between them in ``room``.
+    in registers at a time, and what comes between them in ``room``. ``store`` is called for ``together`` rows in turn,
+    so that it may keep one for the next.
     """
     rows, cols, between = len(high[0]), len(wide[0]), len(high)
     if rows == 1:
@@ -39,10 +40,11 @@ def both_ways(
             to = k.advance(room, col * k.v)
             for row, vector in enumerate(combine(k, high, [load(row, col) for row in range(rows)])):
                 k.store(vector, to, row * cols * k.v)
-        with k.loop(0, between) as number:
+        with k.loop(0, between, together) as number:
             number = k.opaque_int(number)
-            at = k.advance(room, number * (cols * k.v))
-            store(number, combine(k, wide, [k.load(at, col * k.v) for col in range(cols)]))
+            for now in (number + ahead for ahead in range(together)):
+                at = k.advance(room, now * (cols * k.v))
+                store(now, combine(k, wide, [k.load(at, col * k.v) for col in range(cols)]))
 
 
 def combine(k: Kernel, matrix: Matrix, vectors: Sequence[ir.Value]) -> list[ir.Value]:

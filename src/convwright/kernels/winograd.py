@@ -24,7 +24,7 @@ vector][n_h n_w][depth tap][channel][v]``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,7 @@ from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
 from convwright.kernels.cook_toom import filtering
+from convwright.kernels.pool import greater
 from convwright.kernels.products import Sums, add_products
 from convwright.kernels.transforms import both_ways
 from convwright.runtime.memory import aligned_empty
@@ -65,6 +66,8 @@ class WinogradTile:
 
     - `high`, `wide`: the algorithm along each axis.
     - `tiles`, `outs`: the register tile of the products, in vectors.
+    - `pooled`: the largest of each 2 x 2 outputs is stored in their place; m is even on both axes, and ``y_row`` and
+      ``y_col`` are half of what lies between two stored outputs.
     """
 
     high: Axis
@@ -72,6 +75,7 @@ class WinogradTile:
     tiles: int
     outs: int
     epilogue: tuple[tuple[object, ...], ...] = ()
+    pooled: bool = False
 
     @property
     def key(self) -> str:
@@ -254,23 +258,43 @@ def _transform_back(
             own_y = k.advance(y, y_at + out * a.y_block)
             own_residual = k.advance(residual, r_at + out * a.r_block)
 
+            def finished(row: Integer, vectors: Sequence[ir.Value]) -> Iterator[ir.Value]:
+                adds = k.advance(own_residual, a.r_row * row)
+                for col, vector in enumerate(vectors):
+                    vector = k.add(vector, own_bias)
+                    for operation in tile.epilogue:
+                        if operation[0] == "residual":
+                            vector = k.add(vector, k.load(adds, a.r_col * col))
+                        else:
+                            vector = apply(k, operation, vector)
+                    yield vector
+
             def store(row: Integer, vectors: Sequence[ir.Value]) -> None:
                 with k.when(_has(k, rows, row)):
-                    to, adds = k.advance(own_y, a.y_row * row), k.advance(own_residual, a.r_row * row)
-                    for col, vector in enumerate(vectors):
-                        vector = k.add(vector, own_bias)
-                        for operation in tile.epilogue:
-                            if operation[0] == "residual":
-                                vector = k.add(vector, k.load(adds, a.r_col * col))
-                            else:
-                                vector = apply(k, operation, vector)
+                    to = k.advance(own_y, a.y_row * row)
+                    for col, vector in enumerate(finished(row, vectors)):
                         with k.when(_has(k, cols, col)):
                             k.store(vector, to, a.y_col * col)
+
+            above: list[ir.Value] = []
+
+            def store_pooled(row: Integer, vectors: Sequence[ir.Value]) -> None:
+                values = list(finished(row, vectors))
+                pairs = [greater(k, left, right) for left, right in zip(values[::2], values[1::2], strict=True)]
+                if not above:
+                    above.extend(pairs)
+                    return
+                with k.when(_has(k, rows, row)):
+                    to = k.advance(own_y, a.y_row * (row - 1))
+                    for number, (upper, lower) in enumerate(zip(above, pairs, strict=True)):
+                        with k.when(_has(k, cols, 2 * number)):
+                            k.store(greater(k, upper, lower), to, a.y_col * (2 * number))
+                above.clear()
 
             def load(row: Integer, col: Integer) -> ir.Value:
                 return k.load(m, place_stride * (row * len(wide[0]) + col))
 
-            both_ways(k, high, wide, load, store, room)
+            both_ways(k, high, wide, load, *((store_pooled, room, 2) if tile.pooled else (store, room)))
 
 
 def _has(k: Kernel, bits: Int, number: Integer) -> ir.Value:

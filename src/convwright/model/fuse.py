@@ -31,6 +31,7 @@ class Layer:
     - ``epilogue``: what is applied to each element before it is stored, in order (see ``kernels.activations``).
     - ``residual``: name of the value that is added, "" where there is none.
     - ``shuffle``: the groups of a channel shuffle of what the node and the epilogue give, 0 where there is none.
+    - ``pooled``: whether the output is the largest of each 2 x 2 of what all that gives (``lower.pool.fuse``).
     """
 
     node: Node
@@ -38,6 +39,7 @@ class Layer:
     epilogue: tuple[tuple[Any, ...], ...] = ()
     residual: str = ""
     shuffle: int = 0
+    pooled: bool = False
     fused: list[Node] = field(default_factory=list)
 
     @property

@@ -17,7 +17,7 @@ from convwright.kernels.activations import ROWS as ACTIVATIONS
 from convwright.model import lower
 from convwright.model.builder import Builder, Step, aligned
 from convwright.model.fuse import Layer, layers_of
-from convwright.model.lower import channels, conv, deformable, dense, regroup, strips
+from convwright.model.lower import channels, conv, deformable, dense, pool, regroup, strips
 from convwright.model.lower.ways import runner_up
 from convwright.model.problem import problem_of
 from convwright.model.trim import trim
@@ -56,6 +56,7 @@ def make_plan(
     if tune is not None:
         tune.settle(b)
     regroup.settle(b, _readers(b))
+    pool.fuse(b, _readers(b))
     rows = _prepare(b)
     for index, name in enumerate(graph.inputs):
         dtype = types[name].dtype

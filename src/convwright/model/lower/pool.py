@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from convwright.graph.shape_rules.windows import axis_list, window_padding
 from convwright.kernels import pool
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
+from convwright.model.lower import conv, winograd
+from convwright.model.problem import OPERATORS, problem_of
 from convwright.model.values import Value, blocks_of
 
 
@@ -16,6 +19,40 @@ def can_lower(b: Builder, layer: Layer) -> bool:
     shape = b.shape(node.inputs[0])
     one_result = len([name for name in node.outputs if name]) == 1
     return b.fits_blocks(node.inputs[0]) and len(shape) >= 3 and one_result and 0 not in shape
+
+
+def fuse(b: Builder, readers: Mapping[str, list[Layer]]) -> None:
+    """Let Winograd layers store the largest of each 2 x 2 outputs, where a pool of these windows alone reads them.
+
+    Their own output, four times as large, is never written.
+    """
+    gone = set()
+    for layer in b.layers:
+        after = readers.get(layer.output, [])
+        if len(after) != 1 or layer.op not in OPERATORS or layer.shuffle or layer.output in b.graph.outputs:
+            continue
+        (pool,) = after
+        if layer.output in b.orders or not _halves(b, pool) or not conv.can_lower(b, layer):
+            continue
+        p = problem_of(b, layer)
+        if conv.algorithm_of(p) is winograd.ROW and winograd.pooled(winograd.cut(p)) is not None:
+            layer.output, layer.pooled = pool.output, True
+            layer.fused.append(pool.node)
+            gone.add(id(pool))
+    b.layers[:] = [layer for layer in b.layers if id(layer) not in gone]
+
+
+def _halves(b: Builder, layer: Layer) -> bool:
+    """Whether the layer takes the largest of 2 x 2 pixels, no pixel twice, a last odd row or column left out."""
+    node = layer.node
+    if node.op != "MaxPool" or len(b.shape(node.inputs[0])) != 4 or not can_lower(b, layer):
+        return False
+    size, kernel = b.shape(node.inputs[0])[2:], tuple(node.attributes["kernel_shape"])
+    stride, dilation = axis_list(node, "strides", 2, 1), axis_list(node, "dilations", 2, 1)
+    if (kernel, stride, dilation) != ((2, 2), (2, 2), (1, 1)):
+        return False
+    padded = any(map(any, window_padding(node, tuple(size), kernel, stride, dilation)))
+    return not padded and b.shape(layer.output)[2:] == tuple(length // 2 for length in size)
 
 
 def lower(b: Builder, layer: Layer) -> None:

@@ -132,6 +132,18 @@ def cut_of(p: Problem, form: Form) -> Cut:
     return min(found, key=lambda one: one[0])[1]
 
 
+def pooled(c: Cut) -> Cut | None:
+    """The cut where the largest of each 2 x 2 outputs is stored: of a last odd row or column nothing is computed. None
+    where a tile does not hold whole windows, whose places m and the moving of edge tiles keep even."""
+    form = c.form
+    if form.high[0] % 2 or form.wide[0] % 2 or form.phases != (1, 1) or form.deep_taps > 1 or form.out_slices > 1:
+        return None
+    high, wide = form.out_size
+    form = replace(form, out_size=(high // 2 * 2, wide // 2 * 2))
+    strip = min(c.strip, form.tiles)
+    return replace(c, form=form, tiles=min(c.tiles, strip), strip=strip, strips=-(-form.tiles // strip))
+
+
 def _register_tile(count: int, vectors: int, target: Target) -> tuple[int, int]:
     """Tiles and vectors that are summed together, the turns over ``count`` tiles even."""
     best, least = (1, 1), float("inf")
@@ -291,6 +303,9 @@ def add_step(
 ) -> None:  # fmt: skip
     """The kernel's step; `at`: the first input of the first window; x and y with the floats of a depth slice."""
     c, spec, v = c or cut(p), p.spec, b.v
+    if layer.pooled:
+        c = pooled(c)
+        assert c is not None
     form = c.form
     own = spec.in_channels // spec.groups
     blocks, vectors = blocks_of(own, v), blocks_of(spec.out_channels // spec.groups, v)
@@ -305,10 +320,12 @@ def add_step(
     bias = b.weights.bias(layer.node.input(2), spec.out_channels, part.phases if part else 1)
     scratch_thread = part.scratch_thread if part else scratch_floats(p, c)
     scratch = part.scratch if part else Buffer(4 * scratch_thread * b.threads)
-    tile = winograd.WinogradTile(form.high, form.wide, c.tiles, c.outs, layer.epilogue)
+    tile = winograd.WinogradTile(form.high, form.wide, c.tiles, c.outs, layer.epilogue, layer.pooled)
     x_strides, y_strides = _strides(form, *x, v), _strides(form, *y, v)
     if part:
         y_strides = (y_strides[0], y_strides[1] * part.step[0], y_strides[2] * part.step[1])
+    if layer.pooled:  # in halves: two outputs of the tile are one
+        y_strides = (y_strides[0], y_strides[1] // 2, y_strides[2] // 2)
     r_strides = _strides(form, residual, residual.slice if residual else 0, v)
     slices, taps = form.slices(c.chunk)
     turns = -(-vectors // c.outs)
@@ -336,6 +353,7 @@ def add_step(
         arguments[f"{name}_row"], arguments[f"{name}_col"] = strides[1] * down, strides[2] * right
     what = f"Winograd {notation(form.high, form.wide)}" + f" and {form.deep_taps} taps" * (form.deep_taps > 1)
     why = f"{what}: {c.strips} strips of {c.strip} tiles, {c.tiles} tiles by {c.outs} vectors"
+    why += ", pooled 2x2" * layer.pooled
     reads = [x[0], residual] if residual else [x[0]]
     items = spec.groups * c.parts * p.batch * c.chunks * c.strips
     b.step(tile.name(b.target), winograd, tile, arguments, items, reads, [y[0]], why, p.macs)
