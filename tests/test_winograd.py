@@ -28,6 +28,7 @@ from convwright.model.builder import Step
 from convwright.model.lower import conv, direct, winograd_forms
 from convwright.model.lower import winograd as lowering
 from convwright.model.problem import Problem
+from convwright.model.tiles import most_pixels
 from convwright.spec import ConvSpec
 from tests.convolutions import RESIDUAL, STEEPEST, Case, Random, compare, random_epilogue
 from tests.kernels import each_target
@@ -384,6 +385,21 @@ def test_cuts_cover_the_output_and_fit_the_cache(target: Target) -> None:
         blocks = -(-c // target.vector)
         transformed = 4 * winograd.scratch_floats(PLACES, cut.in_slices * cut.strip, blocks, 0, 0, target.vector)
         assert transformed <= 2 * lowering.strip_bytes() + 4 * PLACES * target.vector or cut.strip == 1
+
+
+@each_target
+def test_few_tiles_read_each_weight_once(target: Target) -> None:
+    """One vector's sums of all tiles fill the registers."""
+    tiles = most_pixels(2, target) + 1
+    case = Case(
+        ConvSpec(target.vector + 3, 9 * target.vector, (3, 3), padding=1), 1, (4, 4 * tiles - 2), (RESIDUAL, ("relu",)),
+        threads=1, algorithm="winograd-4x4",
+    )  # fmt: skip
+    with patch.object(lowering, "multiply_adds_a_cycle", lambda _: 1):
+        plan = check(case, target)
+    step = step_of(plan)
+    assert plan.tiles(winograd) == [winograd.WinogradTile(F4, F4, tiles, 1, (RESIDUAL, ("relu",)))]
+    assert (step.items, step.arguments["parts"], step.arguments["strips"]) == (1, 1, 1)
 
 
 @each_target

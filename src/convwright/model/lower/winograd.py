@@ -34,6 +34,10 @@ _FULL, _SHARED = 1.06, 1.06
 # the weights of a turn over the output vectors pass through it took 7 to 18 % more on VGG16's first seven layers; a
 # strip for each thread did not.
 _SPILLED = 1.1
+# Where each weight is read once, in one turn, memory delivers at an even pace: ResNet-50 took 0.985 of its time on one
+# thread (docs/notes/next.md). The estimate counts loads, which keep up where multiply-adds take twice as long.
+_ONCE = 0.75
+_MOST_ONCE = 1.5  # times `strip_bytes`: transformed inputs that each thread holds; with 384 channels and more no gain
 # Of fewer channels than half a vector, where all the time goes into output transforms and their way to memory. Measured
 # inside networks, of the estimate: 3 to 64 channels of 224 x 224 1.6 to 2.5 times on two threads, 7 x 7 at stride 2 1.4
 # to 1.8 times on two and 1.0 to 1.3 on one.
@@ -129,6 +133,10 @@ def cut_of(p: Problem, form: Form) -> Cut:
                 cycles *= (_FULL if strip > largest else 1.0) * (_SHARED if parts > 1 else 1.0)
                 spilled = strip > snug and (strip > largest or made.strips * others > p.threads)
                 found.append((cycles * (_SPILLED if spilled else 1.0), replace(made, cycles=cycles)))
+    if _reads_weights_once(p, form, blocks):
+        once = Cut(form, all_tiles, 1, all_tiles, 1)
+        cycles = _ONCE * _estimate(p, once, blocks, vectors)
+        found.append((cycles, replace(once, cycles=cycles)))
     return min(found, key=lambda one: one[0])[1]
 
 
@@ -142,6 +150,16 @@ def pooled(c: Cut) -> Cut | None:
     form = replace(form, out_size=(high // 2 * 2, wide // 2 * 2))
     strip = min(c.strip, form.tiles)
     return replace(c, form=form, tiles=min(c.tiles, strip), strip=strip, strips=-(-form.tiles // strip))
+
+
+def _reads_weights_once(p: Problem, form: Form, blocks: int) -> bool:
+    """Whether one thread reads each weight once, in one turn over all tiles: of tiles that are too many for two vectors
+    at a time, and of which one vector's sums fill the registers. Machines that multiply and add two vectors a cycle
+    would wait for the loads of such tiles; two threads that divide the vectors gained in some networks, not in all."""
+    fits = most_pixels(2, p.target) < form.tiles <= most_pixels(1, p.target)
+    alone = p.batch * p.spec.groups * form.out_slices == 1 and p.threads == 1
+    transformed = 4 * form.places * p.target.vector * blocks * form.tiles
+    return fits and alone and multiply_adds_a_cycle(p.target) == 1 and transformed <= _MOST_ONCE * strip_bytes()
 
 
 def _register_tile(count: int, vectors: int, target: Target) -> tuple[int, int]:
