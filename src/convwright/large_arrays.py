@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import sys
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -41,15 +42,14 @@ def taken(holder: dict[str, np.ndarray], name: str, room: int) -> np.ndarray | N
     None, and nothing changed, where anybody else holds the array or a view of its memory, or the memory has less room.
     Else zeros stand in ``holder`` in the array's place, and its content still stands in the memory.
     """
+    if _references(holder, name) != _references_of_one_holder():
+        return None
     array = holder[name]
-    holder[name] = standing_in(array)
     memory = _memory_of(array)
-    # References: to the array from this frame and the call; to its memory from these and the array.
-    alone = sys.getrefcount(array) == 2 and sys.getrefcount(memory) == 3
-    if memory is not None and alone and memory.size >= room:
-        return memory[:room]
-    holder[name] = array
-    return None
+    if memory is None or memory.size < room:
+        return None
+    holder[name] = standing_in(array)
+    return memory[:room]
 
 
 def give_back(memory: np.ndarray, used: np.ndarray) -> np.ndarray:
@@ -61,6 +61,19 @@ def give_back(memory: np.ndarray, used: np.ndarray) -> np.ndarray:
     if start < memory.nbytes and hasattr(mmap, "MADV_DONTNEED"):
         owner.obj.madvise(mmap.MADV_DONTNEED, start)
     return used
+
+
+def _references(holder: dict[str, np.ndarray], name: str) -> tuple[int, int]:
+    """To an array, and to the memory that it lies in, while ``holder`` holds it."""
+    array = holder[name]
+    memory = _memory_of(array)
+    return sys.getrefcount(array), sys.getrefcount(memory)
+
+
+@cache
+def _references_of_one_holder() -> tuple[int, int]:
+    """Counted, not written down: which of a function's own uses count differs between versions of Python."""
+    return _references({"": large_empty((1,), np.dtype(np.float32))}, "")
 
 
 def _memory_of(array: np.ndarray) -> np.ndarray | None:
