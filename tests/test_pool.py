@@ -9,7 +9,8 @@ import pytest
 
 from convwright import reference
 from convwright.codegen.target import Target
-from convwright.kernels.pool import ARGUMENTS, GLOBAL_ARGUMENTS, GlobalPool, emit, emit_global, pool_of
+from convwright.kernels import global_pool as planes
+from convwright.kernels.pool import ARGUMENTS, emit, pool_of
 from tests.kernels import Blocked, call, each_target
 
 Pair = tuple[int, int]
@@ -159,7 +160,7 @@ def global_pool(source: Blocked, maximum: bool, target: Target) -> np.ndarray:
     h, w = h - 2 * source.halo, w - 2 * source.halo
     out = Blocked.empty((n, source.channels, 1, 1), v)
     values = {**source.arguments("x"), **out.arguments("y"), "blocks": blocks, "rows": h, "cols": w}
-    call(GlobalPool(maximum), emit_global, GLOBAL_ARGUMENTS, values, n * blocks, target, ranges=2)
+    call(planes.GlobalPool(maximum), planes.emit, planes.ARGUMENTS, values, n * blocks, target, ranges=2)
     return out.array()[:, :, 0, 0]
 
 

@@ -28,6 +28,7 @@ from convwright.kernels import (
     depthwise_planes,
     direct,
     elementwise,
+    global_pool,
     grouped,
     integer,
     integer_layout,
@@ -284,7 +285,9 @@ def test_pool(target: Target) -> None:
     windows = [(2, 2, 1), (3, 2, 1), (3, 1, 1), (5, 1, 1), (1, 2, 1), (3, 1, 2), (13, 1, 1)]
     tiles = [pool.pool_of(kind, *window, False, target) for window in windows for kind in (True, False)]
     tiles += [pool.pool_of(kind, 3, 2, 1, False, target, deep=True) for kind in (True, False)]
-    assert not spilling(pool, [*tiles, pool.GlobalPool(True), pool.GlobalPool(False)], target, allowed=0.25)
+    assert not spilling(pool, tiles, target, allowed=0.25)
+    whole = [global_pool.GlobalPool(kind, deep) for kind in (True, False) for deep in (True, False)]
+    assert not spilling(global_pool, whole, target, allowed=0.25)
 
 
 @all_targets

@@ -1,4 +1,4 @@
-"""Max and average pooling on channel-blocked activations, over windows and over whole planes.
+"""Max and average pooling on channel-blocked activations, over windows.
 
 A window is pooled in two steps: down its columns, then along the row of columns, so that neighbouring output pixels
 share the columns they overlap in. Windows are clipped to the input: rows by the bounds of a loop, which costs nothing;
@@ -34,13 +34,9 @@ DEEP_ARGUMENTS = Arguments(
     " ".join(ARGUMENTS.names[2:]) + " in_slices x_slice taps_deep stride_deep dilation_deep pad_front pad_behind",
 )
 
-GLOBAL_ARGUMENTS = Arguments("x y", "blocks rows cols x_image x_block x_row y_image y_block")
-DEEP_GLOBAL_ARGUMENTS = Arguments("x y", " ".join(GLOBAL_ARGUMENTS.names[2:]) + " slices x_slice")
-
 RESERVED_REGISTERS = 4  # what is being loaded, and constants
 WATCH_REGISTERS = 3  # what watches for NaN, where there are no mask registers
 WIDEST_TILE = 8
-LONGEST_RUN = 128  # pixels summed one by one into a partial sum of a global mean
 
 
 @dataclass(frozen=True)
@@ -69,29 +65,7 @@ class Pool:
         return DEEP_ARGUMENTS if self.deep else ARGUMENTS
 
     def name(self, target: Target) -> str:
-        return f"f32-{_family(self.maximum)}-{max(1, self.taps_wide)}x{tile_cols(self, target)}-{target.name}"
-
-
-@dataclass(frozen=True)
-class GlobalPool:
-    """Pooling of whole planes: the largest value, or the mean, of every channel.
-
-    deep: of volumes whose slices have gaps between them.
-    """
-
-    maximum: bool
-    deep: bool = False
-
-    @property
-    def key(self) -> str:
-        return f"global-pool-{self!r}"
-
-    @property
-    def arguments(self) -> Arguments:
-        return DEEP_GLOBAL_ARGUMENTS if self.deep else GLOBAL_ARGUMENTS
-
-    def name(self, target: Target) -> str:
-        return f"f32-global_{_family(self.maximum)}-{WIDEST_TILE}x1-{target.name}"
+        return f"f32-{family(self.maximum)}-{max(1, self.taps_wide)}x{tile_cols(self, target)}-{target.name}"
 
 
 def pool_of(
@@ -120,16 +94,14 @@ def tile_cols(tile: Pool, target: Target) -> int:
     return next((width for width in widths if len(_columns(tile, width)) <= room), 1)
 
 
-def emit(tile: Pool | GlobalPool, target: Target) -> ir.Module:
+def emit(tile: Pool, target: Target) -> ir.Module:
     """The kernel's module."""
-    if isinstance(tile, GlobalPool):
-        return emit_global(tile, target)
     k = Kernel(target)
     _Windows(k, tile, tile.arguments.read(k)).emit()
     return k.finish()
 
 
-def _family(maximum: bool) -> str:
+def family(maximum: bool) -> str:
     return "max_pool" if maximum else "average_pool"
 
 
@@ -139,7 +111,7 @@ def _columns(tile: Pool, width: int) -> list[int]:
     return sorted({pixel * tile.stride_wide + tap * tile.dilation_wide for pixel in range(width) for tap in taps})
 
 
-class _Watch:
+class Watch:
     """Notices NaN, two vectors a compare."""
 
     def __init__(self, k: Kernel):
@@ -301,7 +273,7 @@ class _Windows:
         k, tile = self.k, self.tile
         columns = _columns(tile, width)
         source = k.advance(self.x, self.top * self.a.x_row + (col * tile.stride_wide - self.a.pad_left) * k.v)
-        watch = _Watch(k) if tile.maximum else None
+        watch = Watch(k) if tile.maximum else None
 
         sums: dict[int, Variable] = {}
 
@@ -347,85 +319,3 @@ class _Windows:
         for pixel, value in enumerate(values):
             result = value.get() if scale is None else k.mul(value.get(), scale)
             k.store(result, self.y, (col + pixel) * k.v)
-
-
-def emit_global(config: GlobalPool, target: Target) -> ir.Module:
-    """The module of the kernel over whole planes; item -> (image, block)."""
-    k = Kernel(target)
-    a = config.arguments.read(k)
-    with k.loop(k.begin, k.end) as item:
-        image, block = item // a.blocks, item % a.blocks
-        x = k.advance(a.x, image * a.x_image + block * a.x_block)
-        result = (_largest if config.maximum else _mean)(k, a, x, config.deep)
-        k.store(result, a.y, image * a.y_image + block * a.y_block)
-    return k.finish()
-
-
-@contextmanager
-def _rows(k: Kernel, a: Reader, x: ir.Value, deep: bool) -> Iterator[ir.Value]:
-    """Every row of a plane, or of all slices of a volume."""
-    if deep:
-        with k.loop(0, a.slices) as number, k.loop(0, a.rows) as row:
-            yield k.advance(x, number * a.x_slice + row * a.x_row)
-    else:
-        with k.loop(0, a.rows) as row:
-            yield k.advance(x, row * a.x_row)
-
-
-def _largest(k: Kernel, a: Reader, x: ir.Value, deep: bool) -> ir.Value:
-    watch = _Watch(k)
-    values = [k.variable(k.splat(-math.inf)) for _ in range(WIDEST_TILE)]
-    with _rows(k, a, x, deep) as source:
-        _along(k, source, 0, a.cols, values, Kernel.max, watch)
-    return k.select(watch.seen(), k.splat(math.nan), _reduce(k, values, Kernel.max))
-
-
-def _mean(k: Kernel, a: Reader, x: ir.Value, deep: bool) -> ir.Value:
-    """Partial sums of short runs, added with the error of every addition carried along (Kahan)."""
-    total, lost = k.variable(k.splat(0.0)), k.variable(k.splat(0.0))
-    with _rows(k, a, x, deep) as source, k.loop(0, a.cols, LONGEST_RUN) as start:
-        values = [k.variable(k.splat(0.0)) for _ in range(WIDEST_TILE)]
-        for value in values:
-            value.set(k.splat(0.0))
-        _along(k, source, start, k.minimum(start + LONGEST_RUN, a.cols), values, Kernel.add, None)
-        before = total.get()
-        term = k.sub(_reduce(k, values, Kernel.add), lost.get())
-        total.set(k.add(before, term))
-        error = k.sub(k.sub(total.get(), before), term)
-        # Where the total is infinite its error is NaN, which must not make the next total NaN.
-        lost.set(k.select(k.b.fcmp_ordered("ord", error, error), error, k.splat(0.0)))
-    pixels = a.rows * a.cols * a.slices if deep else a.rows * a.cols
-    count = k.broadcast(k.b.sitofp(k.int_value(pixels), F32))
-    return k.div(total.get(), count)
-
-
-def _along(
-    k: Kernel,
-    source: ir.Value,
-    start: Integer,
-    stop: Integer,
-    values: list[Variable],
-    combine: Callable[[Kernel, ir.Value, ir.Value], ir.Value],
-    watch: _Watch | None,
-) -> None:
-    """Combines the vectors ``start <= pixel < stop`` of a row into the values."""
-
-    def step(at: Integer, into: list[Variable]) -> None:
-        vectors = [k.load(source, (at + place) * k.v) for place in range(len(into))]
-        if watch:
-            watch.look(vectors)
-        for value, vector in zip(into, vectors, strict=True):
-            value.set(combine(k, value.get(), vector))
-
-    whole = start + (stop - start) // len(values) * len(values)
-    with k.loop(start, whole, len(values)) as at:
-        step(at, values)
-    with k.loop(whole, stop) as at:
-        step(at, values[:1])
-
-
-def _reduce(k: Kernel, values: list[Variable], combine: Callable[[Kernel, ir.Value, ir.Value], ir.Value]) -> ir.Value:
-    vectors = [value.get() for value in values]
-    while len(vectors) > 1:
-        vectors = [combine(k, vectors[place], vectors[place + 1]) for place in range(0, len(vectors), 2)]
-    return vectors[0]

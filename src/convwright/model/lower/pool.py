@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from convwright.graph.shape_rules.windows import axis_list, window_padding
-from convwright.kernels import pool
+from convwright.kernels import global_pool, pool
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.lower import conv, winograd
@@ -104,7 +104,7 @@ def _add(
 def lower_global(b: Builder, layer: Layer) -> None:
     """GlobalMaxPool and GlobalAveragePool."""
     x, y = b.blocked(layer.node.inputs[0]), b.new_blocked(layer.output)
-    tile = pool.GlobalPool(layer.op == "GlobalMaxPool", deep=not x.even)
+    tile = global_pool.GlobalPool(layer.op == "GlobalMaxPool", deep=not x.even)
     blocks = blocks_of(x.channels, b.v)
     rows, cols = x.shape[3:] if tile.deep else x.size
     if x.flat:
@@ -115,4 +115,4 @@ def lower_global(b: Builder, layer: Layer) -> None:
     }  # fmt: skip
     if tile.deep:
         arguments |= {"slices": x.shape[2], "x_slice": x.slice}
-    b.step(tile.name(b.target), pool, tile, arguments, x.n * blocks, [x], [y], "pooling over the plane")
+    b.step(tile.name(b.target), global_pool, tile, arguments, x.n * blocks, [x], [y], "pooling over the plane")
