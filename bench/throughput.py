@@ -21,6 +21,7 @@ from rich.table import Table
 import convwright as cw
 from convwright.cli.race import Entry, Row, compete
 from convwright.cli.workers import Workers
+from convwright.graph.shapes import infer
 from convwright.runtime.machine import cores
 
 OWN = ("convwright", "convwright-map")
@@ -50,6 +51,9 @@ def main() -> None:
     table = Table("network", "threads", *peers, *([] if options.scaling else ["ratio"]), title="images a second")
     found: list[dict[str, Any]] = []
     for path in paths:
+        if (reason := why_no_batch(path, options.batch)) is not None:
+            print(f"{path.stem}: left out: {reason}")
+            continue
         for threads in counts:
             rows = measure(path, peers, options.batch, threads, options.seconds)
             rates = {row.peer: options.batch / row.median_s if row.median_s else None for row in rows}
@@ -69,13 +73,33 @@ def main() -> None:
     Console(width=150).print(table)
 
 
+def why_no_batch(path: Path, batch: int) -> str | None:
+    """Why a network takes no such batch: it holds sizes that do not fit. A peer may compute something all the same."""
+    graph = cw.load(path)
+    for name, shape in shapes_of(graph).items():
+        graph.inputs[name].shape = (batch, *shape[1:])
+    try:
+        infer(graph)
+    except cw.ConvwrightError as error:
+        return str(error)
+    return None
+
+
+def shapes_of(graph: cw.Graph) -> dict[str, tuple[int, ...]]:
+    """The inputs' shapes, 224 where a size is open."""
+    return {
+        name: tuple(size if isinstance(size, int) else 224 for size in info.shape)
+        for name, info in graph.inputs.items()
+    }
+
+
 def measure(path: Path, peers: tuple[str, ...], batch: int, threads: int, seconds: float) -> list[Row]:
     """One race on one network with random images."""
     generator = np.random.default_rng(0)
     inputs = {}
-    for name, info in cw.load(path).inputs.items():
-        sizes = [size if isinstance(size, int) else 224 for size in info.shape[1:]]
-        inputs[name] = generator.standard_normal((batch, *sizes)).astype(info.dtype)
+    graph = cw.load(path)
+    for name, shape in shapes_of(graph).items():
+        inputs[name] = generator.standard_normal((batch, *shape[1:])).astype(graph.inputs[name].dtype)
     entries = [Entry(peer, peer, str(path), inputs) for peer in peers]
     with Workers(threads) as workers:
         # Turns of several batches each, of the slow networks too.
