@@ -286,7 +286,7 @@ def test_pool(target: Target) -> None:
     tiles = [pool.pool_of(kind, *window, False, target) for window in windows for kind in (True, False)]
     tiles += [pool.pool_of(kind, 3, 2, 1, False, target, deep=True) for kind in (True, False)]
     assert not spilling(pool, tiles, target, allowed=0.25)
-    whole = [global_pool.GlobalPool(kind, deep) for kind in (True, False) for deep in (True, False)]
+    whole = [global_pool.GlobalPool(kind) for kind in (True, False)]
     assert not spilling(global_pool, whole, target, allowed=0.25)
 
 
