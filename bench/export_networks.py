@@ -15,7 +15,7 @@ sizes, here ShuffleNet.
 import argparse
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -144,18 +144,24 @@ def write(build: Callable[[], nn.Module], path: Path, shape: tuple[int, ...]) ->
         )
 
 
+def asked(parser: argparse.ArgumentParser, known: Collection[str]) -> argparse.Namespace:
+    """The options, with the folder, which exists then, and names of known networks, all by default."""
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all by default")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    options.names = options.names or list(known)
+    return options
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NETWORKS)}; all by default")
     parser.add_argument("--size", type=int, help="height and width of the input; each network's usual by default")
     parser.add_argument("--batch", type=int)
-    options = parser.parse_args()
-    unknown = set(options.names) - set(NETWORKS)
-    if unknown:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(NETWORKS)}")
-    options.folder.mkdir(parents=True, exist_ok=True)
-    for name in options.names or NETWORKS:
+    options = asked(parser, NETWORKS)
+    for name in options.names:
         size = options.size or NETWORKS[name][1]
         shape = (options.batch or 1, 3, size, size)
         usual = options.size is None and options.batch is None

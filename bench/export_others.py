@@ -18,10 +18,9 @@ random from a fixed seed, as in bench/export_networks.py.
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from export_networks import library, torchvision, write
+from export_networks import asked, library, torchvision, write
 from torch import Tensor, nn
 
 
@@ -92,14 +91,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NETWORKS)}; all by default")
-    options = parser.parse_args()
-    unknown = set(options.names) - set(NETWORKS)
-    if unknown:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(NETWORKS)}")
-    options.folder.mkdir(parents=True, exist_ok=True)
-    for name in options.names or NETWORKS:
+    options = asked(parser, NETWORKS)
+    for name in options.names:
         build, shape = NETWORKS[name]
         path = options.folder / f"{name}.onnx"
         write(build, path, shape)

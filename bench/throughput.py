@@ -5,7 +5,8 @@
 FOLDER holds the networks that bench/export_networks.py writes. Runtimes take turns, a process each. `map` is
 `Model.map`; `threads` is one session on one thread, called by N Python threads; `streams` is openvino under its
 throughput hint, a stream a thread; `images` is ncnn, which takes no batch, on N threads, an image after another. The
-ratio is convwright's better figure over the best of the others. --scaling measures convwright alone on 1 to N threads.
+ratio is convwright's better figure over the best of the others. Networks whose files fit no such batch are left out.
+--scaling measures convwright alone on 1 to N threads.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from rich.table import Table
 import convwright as cw
 from convwright.cli.race import Entry, Row, compete
 from convwright.cli.workers import Workers
+from convwright.files import replacing
 from convwright.graph.shapes import infer
 from convwright.runtime.machine import cores
 
@@ -69,7 +71,8 @@ def main() -> None:
             figures = {"images_per_second": rates, "ratio": ratio, "reasons": reasons}
             found.append({"network": path.stem, "threads": threads, "batch": options.batch, **figures})
             if options.json:
-                options.json.write_text(json.dumps(found, indent=1))
+                with replacing(options.json.resolve()) as file:
+                    file.write(json.dumps(found, indent=1).encode())
     Console(width=150).print(table)
 
 

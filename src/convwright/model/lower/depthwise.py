@@ -20,7 +20,7 @@ _LARGE = 9  # taps along both axes from which on kernels are clipped
 
 
 def _why_not(p: Problem) -> str | None:
-    reason = direct.why_not_blocked(p) if p.spec.rank < 3 else volumes.why_not(p)
+    reason = direct.why_not_blocked(p, deep=p.spec.rank == 3)
     if reason is None and not geometry_of(p).depthwise:
         return "not depthwise with one filter a channel"
     return reason

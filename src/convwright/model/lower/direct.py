@@ -28,12 +28,14 @@ def reads_planes(p: Problem) -> bool:
     return p.plain_input and p.spec.groups == 1 and p.spec.in_channels <= min(PLANAR_CHANNELS, p.target.vector)
 
 
-def why_not_blocked(p: Problem) -> str | None:
-    """Why kernels on channel blocks cannot compute this problem."""
+def why_not_blocked(p: Problem, deep: bool = False) -> str | None:
+    """Why kernels on channel blocks cannot compute this problem; `deep`: those that take slices as a batch."""
     spec = p.spec
+    if deep and spec.rank < 3:
+        return "for three axes"
     if p.element != "f32":
         return f"channel blocks hold float32, not {p.dtype}"
-    if spec.rank > 2:
+    if not deep and spec.rank > 2:
         return f"channel blocks have at most 2 spatial axes, not {spec.rank}"
     if spec.transposed:
         return "transposed"
@@ -42,8 +44,9 @@ def why_not_blocked(p: Problem) -> str | None:
     return None
 
 
-def _why_not(p: Problem) -> str | None:
-    reason = why_not_blocked(p)
+def why_not(p: Problem, deep: bool = False) -> str | None:
+    """Why direct summation on channel blocks cannot compute this problem."""
+    reason = why_not_blocked(p, deep)
     if reason is None and geometry_of(p).depthwise:
         return "depthwise layers have a kernel of their own"
     return reason
@@ -90,7 +93,7 @@ def error_of_sum(p: Problem) -> float:
     return 16 * unit * max(1.0, terms / 256) ** 0.5
 
 
-ROW = Algorithm("direct", "blocked", True, _why_not, cycles, multiplications, no_workspace, error_of_sum, _lower)
+ROW = Algorithm("direct", "blocked", True, why_not, cycles, multiplications, no_workspace, error_of_sum, _lower)
 
 
 def lower_gemm(b: Builder, layer: Layer) -> None:

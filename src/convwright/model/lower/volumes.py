@@ -41,25 +41,8 @@ def first_window(b: Builder, x: Value, spec: ConvSpec) -> Ref:
 # -- direct summation --------------------------------------------------------------------------------------------------
 
 
-def why_not(p: Problem) -> str | None:
-    """Why kernels on planes in channel blocks cannot compute this problem, slices as a batch."""
-    spec = p.spec
-    if spec.rank < 3:
-        return "for three axes"
-    if p.element != "f32":
-        return f"channel blocks hold float32, not {p.dtype}"
-    if spec.transposed:
-        return "transposed"
-    if spec.flip or spec.padding_mode != "zeros":
-        return f"flip {spec.flip}, padding_mode {spec.padding_mode!r}"
-    return None
-
-
 def _why_not(p: Problem) -> str | None:
-    reason = why_not(p)
-    if reason is None and geometry_of(p).depthwise:
-        return "depthwise layers have a kernel of their own"
-    return reason
+    return direct.why_not(p, deep=True)
 
 
 def _pointwise(p: Problem) -> bool:
