@@ -69,6 +69,7 @@ class Builder:
     ) -> None:
         self.graph, self.types, self.weights = graph, types, weights
         self.target, self.threads, self.layers = target, threads, layers
+        self.team = threads  # that run the plan: ``threads`` is one while the layers of a strip are lowered
         self.v, self.numerics = target.vector, numerics
         self.steps: list[Step] = []
         self.layer: Layer | None = None

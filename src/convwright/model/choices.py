@@ -27,7 +27,7 @@ from convwright.codegen.cache import object_cache
 from convwright.codegen.jit import sources_hash
 from convwright.codegen.target import Target
 from convwright.graph import Graph
-from convwright.runtime.machine import caches, multiply_adds_a_cycle
+from convwright.runtime.machine import adds_beside_multiply_adds, caches, multiply_adds_a_cycle
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _ROOMS = ("codegen", "kernels", "model", "runtime", "spec")  # whose sources decide what is chosen
@@ -124,4 +124,4 @@ def _plain(attributes: Mapping[str, Any]) -> list[tuple[str, Any]]:
 @functools.cache
 def _machine(target: Target) -> str:
     versions = (_FORMAT, convwright.__version__, platform.python_version(), sources_hash(_ROOMS).hex())
-    return repr((versions, target, caches(), multiply_adds_a_cycle(target)))
+    return repr((versions, target, caches(), multiply_adds_a_cycle(target), adds_beside_multiply_adds(target)))

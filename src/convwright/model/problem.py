@@ -77,7 +77,8 @@ class Problem:
 class Algorithm:
     """One way to compute a convolution.
 
-    - `name`: what users choose by: "direct", "im2col", "winograd", "fft". `variant`: what tells rows of a name apart.
+    - `name`: what users choose by: "direct", "paired", "im2col", "winograd", "fft". `variant`: what tells rows of a
+      name apart.
     - `blocked`: whether it reads and writes channel blocks, its input inside a halo; else plain row-major tensors.
     - `why_not`: why it cannot compute a problem, in a sentence; None where it can.
     - `cycles`: estimated time in cycles of a core on each of the threads, conversions of layouts left out.

@@ -129,6 +129,14 @@ def multiply_adds_a_cycle(target: Target) -> int:
     return 1 if target.vector == 16 and llvm.get_host_cpu_name() in _HALVED else 2
 
 
+@functools.cache
+def adds_beside_multiply_adds(target: Target) -> bool:
+    """Whether a core of this machine adds one vector of `target` while it multiplies and adds another, as far as is
+    known: additions have pipes of their own, as many as multiply-adds (AMD, Software Optimization Guide for the Zen 4
+    Microarchitecture)."""
+    return target.vector == 16 and llvm.get_host_cpu_name() in _HALVED
+
+
 # -- description -------------------------------------------------------------------------------------------------------
 
 

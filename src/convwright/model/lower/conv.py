@@ -21,6 +21,7 @@ from convwright.model.lower import (
     fft,
     grouped,
     im2col,
+    paired,
     planar,
     subpixel,
     transposed,
@@ -33,6 +34,7 @@ from convwright.runtime.machine import caches
 
 ROWS: tuple[Algorithm, ...] = (
     direct.ROW,
+    paired.ROW,
     grouped.ROW,
     depthwise.ROW,
     depthwise_planes.ROW,

@@ -17,7 +17,7 @@ import numpy as np
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
-from convwright.model.lower import conv, depthwise, direct
+from convwright.model.lower import conv, depthwise, direct, paired
 from convwright.model.problem import OPERATORS, Algorithm, Problem, problem_of
 from convwright.model.values import Order, blocks_of
 from convwright.model.weights import entries_of
@@ -82,7 +82,8 @@ def _problem(b: Builder, layer: Layer) -> Problem | None:
 
 
 def _row(p: Problem) -> Algorithm:
-    return conv.algorithm_of(replace(p, shuffle=0))
+    row = conv.algorithm_of(replace(p, shuffle=0))
+    return direct.ROW if row is paired.ROW else row  # which leaves such channels to it
 
 
 def order_behind(p: Problem, v: int) -> Order:

@@ -24,7 +24,7 @@ from convwright.model.builder import Builder, Step, aligned
 from convwright.model.choices import choice
 from convwright.model.fuse import Layer
 from convwright.model.geometry import Geometry, geometry_of
-from convwright.model.lower import channels, conv, depthwise, direct, grouped
+from convwright.model.lower import channels, conv, depthwise, direct, grouped, paired
 from convwright.model.problem import Algorithm, Problem, problem_of
 from convwright.model.values import Buffer, Value, blocks_of
 
@@ -33,6 +33,7 @@ _SCRATCH_BYTES = 640 * 1024  # of one thread: what lies between the layers stays
 # The rows whose kernels can do a strip, and what adds their step; a first layer that reads planes has its own.
 _ADD: Mapping[Algorithm, Callable[..., None]] = {
     direct.ROW: direct.add, depthwise.ROW: depthwise.add, grouped.ROW: grouped.add,
+    paired.ROW: paired.add,
 }  # fmt: skip
 _add_first = partial(direct.add, planar=True)
 _CALL_CYCLES = 150.0  # of calling a kernel for a strip
@@ -370,6 +371,8 @@ def _add_step(
     macs = sum(p.macs for p in problems)
     b.step(f"strips of {len(chain)}", kernel, kernel.Strips(), arguments, n * strip.count, reads, [y], why, macs)
     b.steps[-1].touches.append((scratch, 0, scratch.nbytes, True, "inside"))
+    own = [touch for call in calls for touch in call.touches if touch[0] is not scratch and id(touch[0]) not in values]
+    b.steps[-1].touches += own  # scratch of the kernels themselves
     b.steps[-1].calls = calls
 
 

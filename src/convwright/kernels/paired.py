@@ -1,0 +1,253 @@
+"""Pointwise convolution by Winograd's inner product, which takes additions for half of its multiplications.
+
+Two products of a sum become one (S. Winograd, A new algorithm for inner product, IEEE Trans. Computers C-17, 1968,
+equation 2):
+
+    a1 b1 + a2 b2 = (a1 + b2) (a2 + b1) - a1 a2 - b1 b2
+
+The last two terms, summed over all pairs, belong to a pixel alone and to an output channel alone. That is two additions
+and one multiply-add for two multiply-adds, which gains where a core adds while it multiplies: Zen 4 does a vector of
+each in every cycle. Five pairs of eight are summed in this way and three as they are, 10 additions beside 11
+multiply-adds for 16 channels, so that neither has to wait for the other.
+
+Rounding errors are those of the sums, |a|^2 and |b|^2, not of the products |a| |b| (R. P. Brent, Algorithms for matrix
+multiplication, 1970): both factors must be of one size. So each pixel's inputs are multiplied by a power of two, which
+their largest decides, while they are copied to scratch memory; and weights when they are packed: by one for each output
+channel, and by one for each input channel, which the inputs are divided by. And to keep the sums of a1 a2 small, where
+all inputs are positive, every other pair has its second factors negated: ``channel_scales`` holds these signs too.
+
+A work item copies a strip of pixels, ``tiles`` at a time, as ``[tile][channel blocks][pixel][v]``, and multiplies each
+tile by the weights of ``outs`` output vectors at a time. The pixels lie where a table says. Scratch of one thread, in
+floats: the strip; then for each pixel the sum of its a1 a2; then what its outputs are multiplied by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from llvmlite import ir
+
+from convwright.codegen.lang import I32, I64, Int, Integer, Kernel
+from convwright.codegen.target import Target
+from convwright.kernels.activations import apply
+from convwright.kernels.arguments import Arguments, Reader
+
+ARGUMENTS = Arguments(
+    # pixels: see PIXEL_COLUMNS; channel_scales: of each input channel; squares: minus the sum of each output's b1 b2,
+    # out_scales: what brings its sum back to size
+    "x w bias y residual scratch pixels channel_scales squares out_scales",
+    # work: item -> (part of the output vectors, image, strip of pixels); part_turns: how many times `outs` vectors make
+    # a part; blocks: whole blocks of input channels; half: 1 where half a block follows, else 0
+    "parts part_turns vectors images strips strip all_pixels blocks half x_image x_block w_out y_image y_block "
+    "r_image r_block scratch_thread",
+)
+PIXEL_COLUMNS = 3
+"""A pixel's input, output and residual, in floats from the image's first."""
+
+_IN_PAIRS = (0, 2, 3, 5, 6)  # pairs of channels, of eight, that become one product
+_LARGEST = 1  # the exponent of a pixel's largest input after scaling: where a root mean square of weights is 1
+
+
+@dataclass(frozen=True)
+class PairedTile:
+    """What is baked into one kernel: pixels and output vectors that are summed in registers together; the epilogue."""
+
+    tiles: int
+    outs: int
+    epilogue: tuple[tuple[object, ...], ...] = ()
+
+    @property
+    def key(self) -> str:
+        return f"paired-{self!r}"
+
+    def name(self, target: Target) -> str:
+        return f"f32-paired-{self.tiles}x{self.outs}-{target.name}"
+
+
+def in_pairs(channels: int) -> np.ndarray:
+    """The first channel of each pair that becomes one product."""
+    first = np.arange(0, channels, 2)
+    return first[np.isin(first // 2 % 8, _IN_PAIRS)]
+
+
+def scratch_floats(strip: int, tiles: int, blocks: int, v: int) -> int:
+    """Floats of scratch that one thread needs for a strip of pixels; half a block counts as one."""
+    return -(-strip // tiles) * (tiles * blocks + 2 * -(-tiles // v)) * v
+
+
+def emit(tile: PairedTile, target: Target) -> ir.Module:
+    """The kernel's module."""
+    k = Kernel(target)
+    a = ARGUMENTS.read(k)
+    turns = (a.strip + (tile.tiles - 1)) // tile.tiles
+    room = k.advance(a.scratch, k.thread * a.scratch_thread)
+    tile_floats = (a.blocks + a.half) * (tile.tiles * k.v)
+    sums = k.advance(room, turns * tile_floats)
+    factors = k.advance(sums, turns * k.v * _vectors(tile, k.v))
+    with k.loop(k.begin, k.end) as item:
+        rest, strip = item // a.strips, item % a.strips
+        part, image = rest // a.images, rest % a.images
+        first = k.smaller(strip * a.strip, a.all_pixels - a.strip)
+        pixels = k.b.gep(a.pixels, [(first * PIXEL_COLUMNS).value], source_etype=I64)
+        x = k.advance(a.x, image * a.x_image)
+        with k.loop(0, turns) as turn:
+            own = k.b.gep(pixels, [(_start(k, a, tile, turn) * PIXEL_COLUMNS).value], source_etype=I64)
+            of_turn = [k.advance(base, turn * (k.v * _vectors(tile, k.v))) for base in (sums, factors)]
+            _prepare(k, a, tile, x, own, k.advance(room, turn * tile_floats), *of_turn)
+        y, residual = k.advance(a.y, image * a.y_image), k.advance(a.residual, image * a.r_image)
+        start = part * a.part_turns * tile.outs
+        stop = k.minimum(start + a.part_turns * tile.outs, a.vectors)
+        with k.loop(start, stop, tile.outs) as wanted, k.loop(0, turns) as turn:
+            out = k.smaller(wanted, a.vectors - tile.outs)
+            own = k.b.gep(pixels, [(_start(k, a, tile, turn) * PIXEL_COLUMNS).value], source_etype=I64)
+            of_turn = [k.advance(base, turn * (k.v * _vectors(tile, k.v))) for base in (sums, factors)]
+            total = _multiply(k, a, tile, k.advance(room, turn * tile_floats), of_turn[0], out, turn % 4)
+            _store(k, a, tile, total, y, residual, own, of_turn[1], out)
+    return k.finish()
+
+
+def _start(k: Kernel, a: Reader, tile: PairedTile, turn: Int) -> Int:
+    """The first pixel of a register tile, counted in the strip: the last tile is moved back inside."""
+    return k.smaller(turn * tile.tiles, a.strip - tile.tiles)
+
+
+def _vectors(tile: PairedTile, v: int) -> int:
+    """That hold a number for each pixel of a tile."""
+    return -(-tile.tiles // v)
+
+
+# -- inputs ------------------------------------------------------------------------------------------------------------
+
+
+def _prepare(
+    k: Kernel, a: Reader, tile: PairedTile, x: ir.Value, pixels: ir.Value, to: ir.Value, sums: ir.Value,
+    factors: ir.Value,
+) -> None:  # fmt: skip
+    """Copy the channels of a tile's pixels, scaled, and sum their a1 a2."""
+    largest = [k.variable(k.splat(0.0)) for _ in range(tile.tiles)]
+    half = k.mask(0, k.v // 2)
+    places = [k.load_int(pixels, pixel * PIXEL_COLUMNS) for pixel in range(tile.tiles)]
+
+    def scaled(block: Integer, mask: ir.Value | None) -> Iterator[ir.Value]:
+        scales = k.load(a.channel_scales, block * k.v, mask)
+        here = k.advance(x, a.x_block * block)
+        for place in places:
+            yield k.mul(k.load(here, place, mask), scales)
+
+    def look(block: Integer, mask: ir.Value | None) -> None:
+        for so_far, vector in zip(largest, scaled(block, mask), strict=True):
+            so_far.set(k.max(so_far.get(), k.unary("fabs", vector)))
+
+    _each_block(k, a, look, half)
+    scales = []
+    for pixel, vector in enumerate(largest):
+        scale, back = _scale_of(k, _reduced(k, vector.get(), k.max))
+        k.store_scalar(back, factors, pixel)
+        scales.append(scale)
+    totals = [k.variable(k.splat(0.0)) for _ in range(tile.tiles)]
+    firsts = ir.Constant(k.mask_type, [lane % 2 == 0 and lane // 2 % 8 in _IN_PAIRS for lane in range(k.v)])
+
+    def copy(block: Integer, mask: ir.Value | None) -> None:
+        vectors = scaled(block, mask)
+        place = block * (tile.tiles * k.v)
+        for pixel, (vector, scale, total) in enumerate(zip(vectors, scales, totals, strict=True)):
+            vector = k.mul(vector, k.broadcast(scale))
+            k.store(vector, to, place + pixel * k.v)
+            seconds = k.shuffle(vector, vector, [lane ^ 1 for lane in range(k.v)])
+            total.set(k.select(firsts, k.fma(vector, seconds, total.get()), total.get()))
+
+    _each_block(k, a, copy, half)
+    for pixel, total in enumerate(totals):
+        k.store_scalar(_reduced(k, total.get(), k.add), sums, pixel)
+
+
+def _each_block(k: Kernel, a: Reader, work: Callable[[Integer, ir.Value | None], None], half: ir.Value) -> None:
+    with k.loop(0, a.blocks) as block:
+        work(block, None)
+    with k.when(a.half.equals(1)):
+        work(a.blocks, half)
+
+
+def _reduced(k: Kernel, vector: ir.Value, combine: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
+    apart = k.v // 2
+    while apart:
+        vector = combine(vector, k.shuffle(vector, vector, [lane ^ apart for lane in range(k.v)]))
+        apart //= 2
+    return k.extract(vector, 0)
+
+
+def _scale_of(k: Kernel, largest: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The power of two that brings the exponent of `largest`, which is not negative, to `_LARGEST`; and its inverse.
+
+    For zeros, infinities and NaN, the nearest that has an inverse."""
+    exponent = k.b.lshr(k.b.bitcast(largest, I32), ir.Constant(I32, 23))
+    wanted = k.b.sub(ir.Constant(I32, 254 + _LARGEST), exponent)
+    wanted = k.b.select(k.b.icmp_signed(">", wanted, ir.Constant(I32, 253)), ir.Constant(I32, 253), wanted)
+    wanted = k.b.select(k.b.icmp_signed("<", wanted, ir.Constant(I32, 1)), ir.Constant(I32, 1), wanted)
+    scale = k.b.shl(wanted, ir.Constant(I32, 23))
+    back = k.b.shl(k.b.sub(ir.Constant(I32, 254), wanted), ir.Constant(I32, 23))
+    return k.b.bitcast(scale, k.scalar_type), k.b.bitcast(back, k.scalar_type)
+
+
+# -- products ----------------------------------------------------------------------------------------------------------
+
+
+def _multiply(
+    k: Kernel, a: Reader, tile: PairedTile, room: ir.Value, sums: ir.Value, out: Int, quarter: Int
+) -> list[list[ir.Value]]:
+    """The sums ``[pixel][out]`` of one register tile; meanwhile a quarter of the next turn's weights is fetched."""
+    squares = [k.load(a.squares, (out + number) * k.v) for number in range(tile.outs)]
+    of_pixels = [k.broadcast(k.load_scalar(sums, pixel)) for pixel in range(tile.tiles)]
+    total = [[k.variable(k.sub(square, own)) for square in squares] for own in of_pixels]
+    weights = k.variable(k.advance(a.w, out * a.w_out))
+    coming = k.variable(k.advance(a.w, (out + tile.outs) * a.w_out + quarter * (a.w_out // (4 * k.v) * k.v)))
+    inputs = k.variable(room)
+
+    def step(channels: int) -> None:
+        x, w = inputs.get(), weights.get()
+        again = [k.opaque(x) for _ in range(tile.outs)]
+        for first in range(0, channels, 2):
+            k.b.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
+            b1, b2 = ([k.load(k.advance(w, a.w_out * o), (first + n) * k.v) for o in range(tile.outs)] for n in (0, 1))
+            for pixel, own in enumerate(total):
+                for one, x, v1, v2 in zip(own, again, b1, b2, strict=True):
+                    a1, a2 = (k.broadcast(k.load_scalar(x, pixel * k.v + first + n)) for n in (0, 1))
+                    if first // 2 % 8 in _IN_PAIRS:
+                        one.set(k.fma(k.add(a1, v2), k.add(a2, v1), one.get()))
+                    else:
+                        one.set(k.fma(a2, v2, k.fma(a1, v1, one.get())))
+            if first % 8 == 0:
+                for o in range(tile.outs):
+                    k.prefetch(coming.get(), a.w_out * o, locality=2)
+                coming.set(k.advance(coming.get(), k.v))
+        weights.set(k.advance(w, channels * k.v))
+        inputs.set(k.advance(x, tile.tiles * k.v))
+
+    with k.loop(0, a.blocks):
+        step(k.v)
+    if k.v == 16:
+        with k.when(a.half.equals(1)):
+            step(k.v // 2)
+    return [[own.get() for own in one] for one in total]
+
+
+def _store(
+    k: Kernel, a: Reader, tile: PairedTile, total: Sequence[Sequence[ir.Value]], y: ir.Value, residual: ir.Value,
+    pixels: ir.Value, factors: ir.Value, out: Int,
+) -> None:  # fmt: skip
+    scales = [k.load(a.out_scales, (out + number) * k.v) for number in range(tile.outs)]
+    biases = [k.load(a.bias, (out + number) * k.v) for number in range(tile.outs)]
+    y, residual = k.advance(y, out * a.y_block), k.advance(residual, out * a.r_block)
+    for pixel, vectors in enumerate(total):
+        back = k.broadcast(k.load_scalar(factors, pixel))
+        y_at, r_at = (k.load_int(pixels, pixel * PIXEL_COLUMNS + column) for column in (1, 2))
+        for number, vector in enumerate(vectors):
+            vector = k.fma(k.mul(vector, scales[number]), back, biases[number])
+            for operation in tile.epilogue:
+                if operation[0] == "residual":
+                    vector = k.add(vector, k.load(residual, a.r_block * number + r_at))
+                else:
+                    vector = apply(k, operation, vector)
+            k.store(vector, y, a.y_block * number + y_at)

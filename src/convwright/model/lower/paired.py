@@ -1,0 +1,294 @@
+"""Pointwise convolutions by Winograd's inner product, on machines that add beside their multiply-adds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from convwright.codegen.target import Target
+from convwright.kernels import paired
+from convwright.model.builder import Builder
+from convwright.model.choices import choice
+from convwright.model.fuse import Layer
+from convwright.model.geometry import Geometry, geometry_of
+from convwright.model.lower import channels, direct
+from convwright.model.problem import Algorithm, Problem
+from convwright.model.values import Buffer, Ref, Value, blocks_of
+from convwright.runtime.machine import adds_beside_multiply_adds, caches
+from convwright.runtime.memory import aligned_empty
+
+_FEWEST_PIXELS = 8  # fewer sums would wait for each other
+# Estimated in the units of `tiles.step_cycles`: cycles in which two vectors are multiplied and added, so that one here
+# is two of a machine that does one a cycle. A product, by the number of vectors in a tile: with two 1 / 1.3 of a
+# multiply-add, where the counts of instructions allow 11 / 16; LLVM spills more with one or three.
+_PRODUCT = {1: 0.45, 2: 0.385, 3: 0.44}
+_TILE, _STORED = 10.0, 1.0  # of a register tile, and of each vector of its outputs
+_COPIED, _PIXEL = 3.8, 10.0  # of copying a vector of inputs, and of what each pixel takes besides
+_WORTH = 0.97  # the estimated time, as a part of direct summation's, below which larger rounding errors are worth it
+_GROWTH = 4.0  # of the bound of errors: measured 1.0 to 1.5 times, and up to 9 where channels differ a thousandfold
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How the work is divided (see ``kernels.paired``). ``cycles``: estimated, on each of the threads."""
+
+    tiles: int
+    outs: int
+    strip: int
+    strips: int
+    parts: int
+    cycles: float
+
+
+def why_not(p: Problem) -> str | None:
+    """Why pairs of products cannot become one in this problem."""
+    reason = direct.why_not(p)
+    if reason is not None:
+        return reason
+    spec = p.spec
+    if spec.groups > 1 or math.prod(spec.kernel) > 1:
+        return f"kernel {spec.kernel} in {spec.groups} groups: for pointwise convolutions"
+    if spec.in_channels % 8 or direct.reads_planes(p):
+        return f"{spec.in_channels} input channels are no multiple of 8"
+    if p.numerics == "strict":
+        return "numerics is strict"
+    if math.prod(p.out_size) < _FEWEST_PIXELS:
+        return f"output {p.out_size}: fewer than {_FEWEST_PIXELS} pixels"
+    return None
+
+
+def _why_not_here(p: Problem) -> str | None:
+    reason = why_not(p)
+    if reason is None and p.algorithm == "auto" and not adds_beside_multiply_adds(p.target):
+        return "additions beside multiply-adds would take this machine longer"
+    return reason
+
+
+# -- how the work is cut -----------------------------------------------------------------------------------------------
+
+
+def most_pixels(outs: int, target: Target) -> int:
+    """How many pixels by ``outs`` vectors are summed in registers, beside two vectors of weights for each and what is
+    added."""
+    return max(1, (target.registers - 2 * outs - (6 if target.registers >= 32 else 4)) // outs)
+
+
+@choice
+@lru_cache(maxsize=4096)
+def cut_of(
+    pixels: int, images: int, in_channels: int, out_channels: int, target: Target, threads: int, room: int
+) -> Cut:
+    """The division of the work with the least estimated time; ``room``: bytes of the second-level cache for a strip."""
+    v = target.vector
+    vectors, copied = blocks_of(out_channels, v), _COPIED * blocks_of(in_channels, v) + _PIXEL
+    fewest = -(-pixels // max(1, room // (4 * in_channels)))
+    best: Cut | None = None
+    for outs in (outs for outs in (1, 2, 3) if outs <= vectors):
+        most = most_pixels(outs, target)
+        for parts in {1, min(threads, -(-vectors // outs))}:
+            each = images * parts
+            even = -(-fewest * each // threads) * threads // each or 1
+            for strips in {fewest, max(fewest, even), max(fewest, even) * 2}:
+                strip = -(-pixels // min(strips, pixels))
+                turns = -(-strip // most)
+                tiles = -(-strip // turns)
+                out_turns = -(-vectors // outs)
+                part_turns = -(-out_turns // parts)
+                product = in_channels * _PRODUCT[outs] * tiles * outs + _TILE + tiles * outs * _STORED
+                item = strip * copied + part_turns * turns * product
+                count = -(-pixels // strip)
+                cycles = -(-count * each // threads) * item
+                if best is None or cycles < best.cycles:
+                    best = Cut(tiles, outs, strip, count, parts, cycles)
+    assert best is not None
+    return best
+
+
+def _cut(p: Problem) -> Cut:
+    spec = p.spec
+    pixels = math.prod(p.out_size)
+    return cut_of(pixels, p.batch, spec.in_channels, spec.out_channels, p.target, p.threads, caches().l2 // 2)
+
+
+def _cycles(p: Problem) -> float:
+    """Arithmetic, and the weights' way from memory, which overlap, not wholly."""
+    nbytes = 4 * p.spec.in_channels * blocks_of(p.spec.out_channels, p.target.vector) * p.target.vector
+    memory = nbytes / direct.MEMORY_BYTES_A_CYCLE / p.threads
+    compute: float = _cut(p).cycles
+    return (max(compute, memory) + 0.3 * min(compute, memory)) / _WORTH
+
+
+def _multiplications(p: Problem) -> int:
+    pairs = len(paired.in_pairs(p.spec.in_channels))
+    return p.macs // p.spec.in_channels * (p.spec.in_channels - pairs)
+
+
+def _workspace(p: Problem) -> int:
+    blocks = blocks_of(p.spec.in_channels, p.target.vector)
+    return 4 * p.threads * paired.scratch_floats(_cut(p).strip, _cut(p).tiles, blocks, p.target.vector)
+
+
+def _error_bound(p: Problem) -> float:
+    return _GROWTH * direct.error_of_sum(p)
+
+
+# -- lowering ----------------------------------------------------------------------------------------------------------
+
+
+def _lower(b: Builder, layer: Layer, p: Problem) -> None:
+    g = geometry_of(p)
+    x = channels.with_halo(b, layer.node.inputs[0], g.halo)
+    residual = b.blocked(layer.residual) if layer.residual else None
+    add(b, layer, g, x, b.new_blocked(layer.output), residual)
+
+
+def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Value | None) -> None:
+    """Add the step that computes the layer from `x`, which lies in its halo, to `y`.
+
+    Where channels lie in an order of the plan's own (`lower.regroup`), direct summation does it.
+    """
+    node, v = layer.node, b.v
+    if layer.output in b.orders or node.inputs[0] in b.orders:
+        direct.add(b, layer, g, x, y, residual)
+        return
+    blocks, vectors = blocks_of(g.own_channels, v), blocks_of(g.out_channels, v)
+    # Within a chain of layers the second-level cache holds what passes between them too.
+    room = caches().l2 // (2 if b.threads == b.team else 4)
+    pixels = math.prod(g.out_size)
+    c = cut_of(pixels, x.n, g.own_channels, g.out_channels, b.target, b.threads, room)
+    packed = _packed(b, node.inputs[1], (g.out_channels, g.own_channels), v)
+    scratch_thread = paired.scratch_floats(c.strip, c.tiles, blocks, v)
+    scratch = Buffer(4 * scratch_thread * b.team)
+    tile = paired.PairedTile(c.tiles, c.outs, layer.epilogue)
+    bias, turns = b.weights.bias(node.input(2), g.out_channels), -(-vectors // c.outs)
+    arguments = {
+        "x": b.inside(x, g), "w": b.static(packed.weights), "bias": b.static(bias), "y": y.ref,
+        "residual": residual.ref if residual else 0, "scratch": Ref(scratch),
+        "pixels": b.static(_pixels(g, x, y, residual, v)), "channel_scales": b.static(packed.channel_scales),
+        "squares": b.static(packed.squares), "out_scales": b.static(packed.out_scales),
+        "parts": c.parts, "part_turns": -(-turns // c.parts), "vectors": vectors, "images": x.n,
+        "strips": c.strips, "strip": c.strip, "all_pixels": pixels,
+        "blocks": g.own_channels // v, "half": int(g.own_channels % v > 0),
+        "x_image": x.image, "x_block": x.block, "w_out": g.own_channels * v, "y_image": y.image, "y_block": y.block,
+        "r_image": residual.image if residual else 0, "r_block": residual.block if residual else 0,
+        "scratch_thread": scratch_thread,
+    }  # fmt: skip
+    why = f"1x1, products in pairs: {c.strips} strips of {c.strip} pixels, {c.tiles} pixels by {c.outs} vectors"
+    reads = [x, residual] if residual else [x]
+    b.step(tile.name(b.target), paired, tile, arguments, c.parts * x.n * c.strips, reads, [y], why, g.macs * x.n)
+    b.steps[-1].touches.append((scratch, 0, scratch.nbytes, True, "inside"))
+
+
+def _pixels(g: Geometry, x: Value, y: Value, residual: Value | None, v: int) -> np.ndarray:
+    """The kernel's table of pixels."""
+    rows, cols = np.arange(g.out_size[0])[:, None], np.arange(g.out_size[1])[None]
+    table = np.zeros((*g.out_size, paired.PIXEL_COLUMNS), np.int64)
+    table[..., 0] = rows * (g.stride[0] * x.row) + cols * (g.stride[1] * v)
+    table[..., 1] = rows * y.row + cols * v
+    if residual is not None:
+        table[..., 2] = rows * residual.row + cols * v
+    return table.reshape(-1, paired.PIXEL_COLUMNS)
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """The parts of packed weights: ``[output vector][channel][v]``, and the kernel's vectors."""
+
+    weights: np.ndarray
+    channel_scales: np.ndarray
+    squares: np.ndarray
+    out_scales: np.ndarray
+
+
+def _packed(b: Builder, name: str, shape: tuple[int, int], v: int) -> _Packed:
+    lost: list[tuple[np.ndarray, np.ndarray]] = []
+    flat = b.weights.derived(
+        name,
+        ("paired",),
+        lambda weight: pack(weight.reshape(shape), v, lost),
+        lambda packed: _unpack(_parts(packed, shape, v), shape, lost),
+    )
+    return _parts(flat, shape, v)
+
+
+def _parts(flat: np.ndarray, shape: tuple[int, int], v: int) -> _Packed:
+    vectors, channels = blocks_of(shape[0], v), shape[1]
+    padded = blocks_of(channels, v) * v
+    sizes = (vectors * channels * v, padded, vectors * v, vectors * v)
+    weights, *others = np.split(flat, np.cumsum(sizes)[:-1])
+    return _Packed(weights.reshape(vectors, channels, v), *others)
+
+
+def pack(weight: np.ndarray, v: int, lost: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """All that the kernel reads of the weights `[K, C]`, in one array.
+
+    Each is multiplied by powers of two, one for its output and one for its input channel, and by the latter's sign.
+    What that makes too small to be told apart is kept in `lost`, as numbers of weights and their values.
+    """
+    outputs, channels = weight.shape
+    vectors, padded = blocks_of(outputs, v), blocks_of(channels, v) * v
+    flat = aligned_empty(vectors * channels * v + padded + 2 * vectors * v)
+    parts = _parts(flat, (outputs, channels), v)
+    of_outputs, of_channels = _exponents(weight)
+    signs = np.ones(channels)
+    signs[paired.in_pairs(channels)[1::2] + 1] = -1
+    by_channel = np.ldexp(signs, -of_channels)
+    flat[weight.size :] = 0
+    for vector in range(vectors):
+        some = weight[vector * v : (vector + 1) * v]
+        factors = np.ldexp(by_channel[None], of_outputs[vector * v : (vector + 1) * v, None])
+        scaled = (some * factors).astype(np.float32)
+        if factors.min() < 1 and len(gone := np.flatnonzero((np.abs(scaled) < _TINY) & (some != 0))):
+            lost.append((gone + vector * v * channels, some.reshape(-1)[gone]))
+        parts.weights[vector] = 0
+        parts.weights[vector, :, : len(some)] = scaled.T
+    first = paired.in_pairs(channels)
+    for vector in range(vectors):
+        one, other = parts.weights[vector, first].astype(np.float64), parts.weights[vector, first + 1]
+        parts.squares[vector * v : (vector + 1) * v] = -(one * other).sum(0)
+    parts.channel_scales[:channels] = np.ldexp(signs, of_channels)
+    parts.out_scales[:outputs] = np.ldexp(1.0, -of_outputs)
+    return flat
+
+
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def _exponents(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the powers of two that outputs' weights are multiplied by and channels' are divided by.
+
+    What a channel's weights are smaller by, its inputs are assumed to be larger by: half of that is taken from each.
+    """
+    squares = np.square(weight.astype(np.float64))
+    of_channels = np.sqrt((squares / np.maximum(squares.mean(1, keepdims=True), _LEAST)).mean(0))
+    channel_exponents = _rounded(np.log2(np.maximum(of_channels, _LEAST)) / 2)
+    squares = np.ldexp(squares, -2 * channel_exponents)
+    return -_rounded(np.log2(np.maximum(squares.mean(1), _LEAST)) / 2), channel_exponents
+
+
+_LEAST = 1e-60
+
+
+def _rounded(exponents: np.ndarray) -> np.ndarray:
+    return np.clip(np.nan_to_num(np.rint(exponents)), -60, 60).astype(np.int64)
+
+
+def _unpack(parts: _Packed, shape: tuple[int, int], lost: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The weights as they were, to the last bit."""
+    outputs, channels = shape
+    rows = parts.weights.transpose(0, 2, 1).reshape(-1, channels)[:outputs].astype(np.float64)
+    weight = (rows * parts.out_scales[:outputs, None] * parts.channel_scales[None, :channels]).astype(np.float32)
+    for gone, values in lost:
+        weight.reshape(-1)[gone] = values
+    return weight
+
+
+ROW = Algorithm(
+    "paired", "pointwise", True, _why_not_here, _cycles, _multiplications, _workspace, _error_bound, _lower
+)  # fmt: skip
