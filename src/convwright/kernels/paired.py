@@ -218,7 +218,7 @@ def _multiply(
                         one.set(k.fma(k.add(a1, v2), k.add(a2, v1), one.get()))
                     else:
                         one.set(k.fma(a2, v2, k.fma(a1, v1, one.get())))
-            if first % 8 == 0:
+            if first % 4 == 0:
                 for o in range(tile.outs):
                     k.prefetch(coming.get(), a.w_out * o, locality=2)
                 coming.set(k.advance(coming.get(), k.v))
