@@ -22,9 +22,9 @@ from convwright.runtime.memory import aligned_empty
 
 _FEWEST_PIXELS = 8  # fewer sums would wait for each other
 # Estimated in the units of `tiles.step_cycles`: cycles in which two vectors are multiplied and added, so that one here
-# is two of a machine that does one a cycle. A product, by the number of vectors in a tile: with two 1 / 1.3 of a
-# multiply-add, where the counts of instructions allow 11 / 16; LLVM spills more with one or three.
-_PRODUCT = {1: 0.45, 2: 0.385, 3: 0.44}
+# is two of a machine that does one a cycle. A product is 1 / 1.3 of a multiply-add, where the counts of instructions
+# allow 11 / 16.
+_PRODUCT = 0.385
 _TILE, _STORED = 10.0, 1.0  # of a register tile, and of each vector of its outputs
 _COPIED, _PIXEL = 3.8, 10.0  # of copying a vector of inputs, and of what each pixel takes besides
 _WORTH = 0.97  # the estimated time, as a part of direct summation's, below which larger rounding errors are worth it
@@ -70,10 +70,10 @@ def _why_not_here(p: Problem) -> str | None:
 # -- how the work is cut -----------------------------------------------------------------------------------------------
 
 
-def most_pixels(outs: int, target: Target) -> int:
-    """How many pixels by ``outs`` vectors are summed in registers, beside two vectors of weights for each and what is
-    added."""
-    return max(1, (target.registers - 2 * outs - (6 if target.registers >= 32 else 4)) // outs)
+# Pixels by vectors that are summed in registers, by the number of registers and of vectors, beside two vectors of
+# weights for each and what is added: as many as LLVM keeps there. With more, it spills some, and 13 x 2 takes 1.2 times
+# as long as 11 x 2, 24 x 1 1.1 times as long as 22 x 1.
+_MOST = {32: {1: 22, 2: 11, 3: 5}, 16: {1: 8, 2: 3}}
 
 
 @choice
@@ -86,8 +86,7 @@ def cut_of(
     vectors, copied = blocks_of(out_channels, v), _COPIED * blocks_of(in_channels, v) + _PIXEL
     fewest = -(-pixels // max(1, room // (4 * in_channels)))
     best: Cut | None = None
-    for outs in (outs for outs in (1, 2, 3) if outs <= vectors):
-        most = most_pixels(outs, target)
+    for outs, most in ((outs, most) for outs, most in _MOST[target.registers].items() if outs <= vectors):
         for parts in {1, min(threads, -(-vectors // outs))}:
             each = images * parts
             even = -(-fewest * each // threads) * threads // each or 1
@@ -97,7 +96,7 @@ def cut_of(
                 tiles = -(-strip // turns)
                 out_turns = -(-vectors // outs)
                 part_turns = -(-out_turns // parts)
-                product = in_channels * _PRODUCT[outs] * tiles * outs + _TILE + tiles * outs * _STORED
+                product = in_channels * _PRODUCT * tiles * outs + _TILE + tiles * outs * _STORED
                 item = strip * copied + part_turns * turns * product
                 count = -(-pixels // strip)
                 cycles = -(-count * each // threads) * item
