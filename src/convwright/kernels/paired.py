@@ -1,4 +1,4 @@
-"""Pointwise convolution by Winograd's inner product, which takes additions for half of its multiplications.
+"""Convolution by Winograd's inner product, which takes additions for half of its multiplications.
 
 Two products of a sum become one (S. Winograd, A new algorithm for inner product, IEEE Trans. Computers C-17, 1968,
 equation 2):
@@ -16,9 +16,10 @@ their largest decides, while they are copied to scratch memory; and weights when
 channel, and by one for each input channel, which the inputs are divided by. And to keep the sums of a1 a2 small, where
 all inputs are positive, every other pair has its second factors negated: ``channel_scales`` holds these signs too.
 
-A work item copies a strip of pixels, ``tiles`` at a time, as ``[tile][channel blocks][pixel][v]``, and multiplies each
-tile by the weights of ``outs`` output vectors at a time. The pixels lie where a table says. Scratch of one thread, in
-floats: the strip; then for each pixel the sum of its a1 a2; then what its outputs are multiplied by.
+A work item copies what a strip of pixels reads, ``tiles`` pixels at a time, as ``[tile][blocks][pixel][v]``, and
+multiplies each tile by the weights of ``outs`` output vectors at a time. The blocks are those of the channels, for one
+tap after another; tables say where they and the pixels lie. Scratch of one thread, in floats: the strip; then for each
+pixel the sum of its a1 a2; then what its outputs are multiplied by.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
 
 ARGUMENTS = Arguments(
-    # pixels: see PIXEL_COLUMNS; channel_scales: of each input channel; squares: minus the sum of each output's b1 b2,
-    # out_scales: what brings its sum back to size
-    "x w bias y residual scratch pixels channel_scales squares out_scales",
+    # pixels: see PIXEL_COLUMNS; places: floats from a pixel's first input to each of its blocks; channel_scales: of
+    # their lanes; squares: minus the sum of each output's b1 b2; out_scales: what brings its sum back to size
+    "x w bias y residual scratch pixels places channel_scales squares out_scales",
     # work: item -> (part of the output vectors, image, strip of pixels); part_turns: how many times `outs` vectors make
-    # a part; blocks: whole blocks of input channels; half: 1 where half a block follows, else 0
-    "parts part_turns vectors images strips strip all_pixels blocks half x_image x_block w_out y_image y_block "
+    # a part; blocks: whole blocks that a pixel reads; half: 1 where half a block follows, else 0
+    "parts part_turns vectors images strips strip all_pixels blocks half x_image w_out y_image y_block "
     "r_image r_block scratch_thread",
 )
 PIXEL_COLUMNS = 3
@@ -132,7 +133,7 @@ def _prepare(
 
     def scaled(block: Integer, mask: ir.Value | None) -> Iterator[ir.Value]:
         scales = k.load(a.channel_scales, block * k.v, mask)
-        here = k.advance(x, a.x_block * block)
+        here = k.advance(x, k.load_int(a.places, block))
         for place in places:
             yield k.mul(k.load(here, place, mask), scales)
 

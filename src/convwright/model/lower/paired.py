@@ -1,4 +1,4 @@
-"""Pointwise convolutions by Winograd's inner product, on machines that add beside their multiply-adds."""
+"""Convolutions by Winograd's inner product, on machines that add beside their multiply-adds."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ _FEWEST_PIXELS = 8  # fewer sums would wait for each other
 # allow 11 / 16.
 _PRODUCT = 0.385
 _TILE, _STORED = 10.0, 1.0  # of a register tile, and of each vector of its outputs
+_FAR_BYTES_A_CYCLE = 22.0  # from the third level
 _COPIED, _PIXEL = 3.8, 10.0  # of copying a vector of inputs, and of what each pixel takes besides
 _WORTH = 0.97  # the estimated time, as a part of direct summation's, below which larger rounding errors are worth it
 _GROWTH = 4.0  # of the bound of errors: measured 1.0 to 1.5 times, and up to 9 where channels differ a thousandfold
@@ -49,10 +50,11 @@ def why_not(p: Problem) -> str | None:
     if reason is not None:
         return reason
     spec = p.spec
-    if spec.groups > 1 or math.prod(spec.kernel) > 1:
-        return f"kernel {spec.kernel} in {spec.groups} groups: for pointwise convolutions"
-    if spec.in_channels % 8 or direct.reads_planes(p):
-        return f"{spec.in_channels} input channels are no multiple of 8"
+    if spec.groups > 1:
+        return f"{spec.groups} groups"
+    multiple = 8 if math.prod(spec.kernel) == 1 else p.target.vector
+    if spec.in_channels % multiple or direct.reads_planes(p):
+        return f"{spec.in_channels} input channels and kernel {spec.kernel}: they must be a multiple of {multiple}"
     if p.numerics == "strict":
         return "numerics is strict"
     if math.prod(p.out_size) < _FEWEST_PIXELS:
@@ -78,13 +80,16 @@ _MOST = {32: {1: 22, 2: 11, 3: 5}, 16: {1: 8, 2: 3}}
 
 @choice
 @lru_cache(maxsize=4096)
-def cut_of(
-    pixels: int, images: int, in_channels: int, out_channels: int, target: Target, threads: int, room: int
-) -> Cut:
-    """The division of the work with the least estimated time; ``room``: bytes of the second-level cache for a strip."""
+def cut_of(pixels: int, images: int, reduction: int, out_channels: int, target: Target, threads: int, room: int) -> Cut:
+    """The division of the work with the least estimated time.
+
+    - `reduction`: products of one output.
+    - `room`: bytes of the second-level cache for a strip.
+    """
     v = target.vector
-    vectors, copied = blocks_of(out_channels, v), _COPIED * blocks_of(in_channels, v) + _PIXEL
-    fewest = -(-pixels // max(1, room // (4 * in_channels)))
+    vectors, copied = blocks_of(out_channels, v), _COPIED * blocks_of(reduction, v) + _PIXEL
+    fewest = -(-pixels // max(1, room // (4 * reduction)))
+    weights = 4 * reduction * vectors * v
     best: Cut | None = None
     for outs, most in ((outs, most) for outs, most in _MOST[target.registers].items() if outs <= vectors):
         for parts in {1, min(threads, -(-vectors // outs))}:
@@ -96,37 +101,42 @@ def cut_of(
                 tiles = -(-strip // turns)
                 out_turns = -(-vectors // outs)
                 part_turns = -(-out_turns // parts)
-                product = in_channels * _PRODUCT * tiles * outs + _TILE + tiles * outs * _STORED
-                item = strip * copied + part_turns * turns * product
+                product = reduction * _PRODUCT * tiles * outs + _TILE + tiles * outs * _STORED
+                compute = strip * copied + part_turns * turns * product
+                # Weights that do not stay in the second-level cache come from the third once for each strip.
+                far = weights / parts / _FAR_BYTES_A_CYCLE if weights > caches().l2 // 4 else 0.0
                 count = -(-pixels // strip)
-                cycles = -(-count * each // threads) * item
+                cycles = -(-count * each // threads) * (max(compute, far) + 0.3 * min(compute, far))
                 if best is None or cycles < best.cycles:
                     best = Cut(tiles, outs, strip, count, parts, cycles)
     assert best is not None
     return best
 
 
+def _reduction(p: Problem) -> int:
+    return p.spec.in_channels * math.prod(p.spec.kernel)
+
+
 def _cut(p: Problem) -> Cut:
-    spec = p.spec
     pixels = math.prod(p.out_size)
-    return cut_of(pixels, p.batch, spec.in_channels, spec.out_channels, p.target, p.threads, caches().l2 // 2)
+    return cut_of(pixels, p.batch, _reduction(p), p.spec.out_channels, p.target, p.threads, caches().l2 // 2)
 
 
 def _cycles(p: Problem) -> float:
     """Arithmetic, and the weights' way from memory, which overlap, not wholly."""
-    nbytes = 4 * p.spec.in_channels * blocks_of(p.spec.out_channels, p.target.vector) * p.target.vector
+    nbytes = 4 * _reduction(p) * blocks_of(p.spec.out_channels, p.target.vector) * p.target.vector
     memory = nbytes / direct.MEMORY_BYTES_A_CYCLE / p.threads
     compute: float = _cut(p).cycles
     return (max(compute, memory) + 0.3 * min(compute, memory)) / _WORTH
 
 
 def _multiplications(p: Problem) -> int:
-    pairs = len(paired.in_pairs(p.spec.in_channels))
-    return p.macs // p.spec.in_channels * (p.spec.in_channels - pairs)
+    reduction = _reduction(p)
+    return p.macs // reduction * (reduction - len(paired.in_pairs(reduction)))
 
 
 def _workspace(p: Problem) -> int:
-    blocks = blocks_of(p.spec.in_channels, p.target.vector)
+    blocks = blocks_of(_reduction(p), p.target.vector)
     return 4 * p.threads * paired.scratch_floats(_cut(p).strip, _cut(p).tiles, blocks, p.target.vector)
 
 
@@ -153,12 +163,13 @@ def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Val
     if layer.output in b.orders or node.inputs[0] in b.orders:
         direct.add(b, layer, g, x, y, residual)
         return
-    blocks, vectors = blocks_of(g.own_channels, v), blocks_of(g.out_channels, v)
+    reduction = g.own_channels * math.prod(g.kernel)
+    blocks, vectors = blocks_of(reduction, v), blocks_of(g.out_channels, v)
     # Within a chain of layers the second-level cache holds what passes between them too.
     room = caches().l2 // (2 if b.threads == b.team else 4)
     pixels = math.prod(g.out_size)
-    c = cut_of(pixels, x.n, g.own_channels, g.out_channels, b.target, b.threads, room)
-    packed = _packed(b, node.inputs[1], (g.out_channels, g.own_channels), v)
+    c = cut_of(pixels, x.n, reduction, g.out_channels, b.target, b.threads, room)
+    packed = _packed(b, node.inputs[1], (g.out_channels, g.own_channels, *g.kernel), v)
     scratch_thread = paired.scratch_floats(c.strip, c.tiles, blocks, v)
     scratch = Buffer(4 * scratch_thread * b.team)
     tile = paired.PairedTile(c.tiles, c.outs, layer.epilogue)
@@ -166,16 +177,18 @@ def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Val
     arguments = {
         "x": b.inside(x, g), "w": b.static(packed.weights), "bias": b.static(bias), "y": y.ref,
         "residual": residual.ref if residual else 0, "scratch": Ref(scratch),
-        "pixels": b.static(_pixels(g, x, y, residual, v)), "channel_scales": b.static(packed.channel_scales),
-        "squares": b.static(packed.squares), "out_scales": b.static(packed.out_scales),
+        "pixels": b.static(_pixels(g, x, y, residual, v)), "places": b.static(_places(g, x, v)),
+        "channel_scales": b.static(packed.channel_scales), "squares": b.static(packed.squares),
+        "out_scales": b.static(packed.out_scales),
         "parts": c.parts, "part_turns": -(-turns // c.parts), "vectors": vectors, "images": x.n,
         "strips": c.strips, "strip": c.strip, "all_pixels": pixels,
-        "blocks": g.own_channels // v, "half": int(g.own_channels % v > 0),
-        "x_image": x.image, "x_block": x.block, "w_out": g.own_channels * v, "y_image": y.image, "y_block": y.block,
+        "blocks": reduction // v, "half": int(reduction % v > 0),
+        "x_image": x.image, "w_out": reduction * v, "y_image": y.image, "y_block": y.block,
         "r_image": residual.image if residual else 0, "r_block": residual.block if residual else 0,
         "scratch_thread": scratch_thread,
     }  # fmt: skip
-    why = f"1x1, products in pairs: {c.strips} strips of {c.strip} pixels, {c.tiles} pixels by {c.outs} vectors"
+    kind = "1x1" if g.kernel == (1, 1) else "dense"
+    why = f"{kind}, products in pairs: {c.strips} strips of {c.strip} pixels, {c.tiles} pixels by {c.outs} vectors"
     reads = [x, residual] if residual else [x]
     b.step(tile.name(b.target), paired, tile, arguments, c.parts * x.n * c.strips, reads, [y], why, g.macs * x.n)
     b.steps[-1].touches.append((scratch, 0, scratch.nbytes, True, "inside"))
@@ -192,6 +205,13 @@ def _pixels(g: Geometry, x: Value, y: Value, residual: Value | None, v: int) -> 
     return table.reshape(-1, paired.PIXEL_COLUMNS)
 
 
+def _places(g: Geometry, x: Value, v: int) -> np.ndarray:
+    """Where the blocks that a pixel reads lie: of each tap, those of the channels."""
+    down, right = (np.arange(taps) * step for taps, step in zip(g.kernel, g.dilation, strict=True))
+    taps = down[:, None] * x.row + right[None] * v
+    return (taps[..., None] + np.arange(blocks_of(g.own_channels, v)) * x.block).reshape(-1)
+
+
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
@@ -205,15 +225,20 @@ class _Packed:
     out_scales: np.ndarray
 
 
-def _packed(b: Builder, name: str, shape: tuple[int, int], v: int) -> _Packed:
+def _packed(b: Builder, name: str, shape: tuple[int, int, int, int], v: int) -> _Packed:
+    """Of the weights `[K, C, kh, kw]`."""
+    outputs, own, *kernel = shape
+    flat = outputs, own * math.prod(kernel)
     lost: list[tuple[np.ndarray, np.ndarray]] = []
-    flat = b.weights.derived(
-        name,
-        ("paired",),
-        lambda weight: pack(weight.reshape(shape), v, lost),
-        lambda packed: _unpack(_parts(packed, shape, v), shape, lost),
-    )
-    return _parts(flat, shape, v)
+
+    def make(weight: np.ndarray) -> np.ndarray:
+        return pack(weight.reshape(shape).transpose(0, 2, 3, 1).reshape(flat), v, lost)
+
+    def restore(packed: np.ndarray) -> np.ndarray:
+        weight = _unpack(_parts(packed, flat, v), flat, lost)
+        return weight.reshape(outputs, *kernel, own).transpose(0, 3, 1, 2)
+
+    return _parts(b.weights.derived(name, ("paired",), make, restore), flat, v)
 
 
 def _parts(flat: np.ndarray, shape: tuple[int, int], v: int) -> _Packed:
@@ -225,9 +250,9 @@ def _parts(flat: np.ndarray, shape: tuple[int, int], v: int) -> _Packed:
 
 
 def pack(weight: np.ndarray, v: int, lost: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """All that the kernel reads of the weights `[K, C]`, in one array.
+    """All that the kernel reads of the weights, `[K, products of an output]`, in one array.
 
-    Each is multiplied by powers of two, one for its output and one for its input channel, and by the latter's sign.
+    Each is multiplied by powers of two, one for its output and one for its input, and by the latter's sign.
     What that makes too small to be told apart is kept in `lost`, as numbers of weights and their values.
     """
     outputs, channels = weight.shape
@@ -289,5 +314,5 @@ def _unpack(parts: _Packed, shape: tuple[int, int], lost: list[tuple[np.ndarray,
 
 
 ROW = Algorithm(
-    "paired", "pointwise", True, _why_not_here, _cycles, _multiplications, _workspace, _error_bound, _lower
+    "paired", "blocked", True, _why_not_here, _cycles, _multiplications, _workspace, _error_bound, _lower
 )  # fmt: skip

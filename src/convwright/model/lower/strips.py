@@ -171,6 +171,9 @@ def _kernel_of(b: Builder, layer: Layer) -> Algorithm | None:
     row = conv.algorithm_of(p)
     if row not in _ADD or p.out_size[0] < 2 or p.plain_output:
         return None
+    # Weights of several taps come from the third-level cache once for each strip.
+    if row is paired.ROW and geometry_of(p).kernel != (1, 1):
+        return None
     return None if row is depthwise.ROW and depthwise.is_clipped(geometry_of(p)) else row
 
 
