@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,6 +147,24 @@ def test_direct_at_many_sizes(target: Target) -> None:
     assert not spilling(direct, direct_tiles(MORE_LAYERS, target, masked=True), target)
 
 
+def in_pieces(tiles: list[direct.DirectTile]) -> list[direct.DirectTile]:
+    """The same, long sums in pieces; channels are not gathered for two and a half vectors of them."""
+    return [replace(tile, pieces=True) for tile in tiles if not (tile.gathered and tile.half and tile.outs > 2)]
+
+
+@all_targets
+def test_direct_in_pieces(target: Target) -> None:
+    layers = [(28, 28, 128), (7, 7, 512), (1, 196, 512), (1, 49, 1024), (1, 1, 1000), (17, 17, 192), (1, 784, 40)]
+    tiles = [tile for tile in direct_tiles(layers, target) if not (tile.planar or tile.deep)]
+    assert not spilling(direct, in_pieces(tiles), target)
+
+
+@pytest.mark.long
+@all_targets
+def test_direct_in_pieces_at_many_sizes(target: Target) -> None:
+    assert not spilling(direct, in_pieces(direct_tiles(LAYERS, target, masked=True)), target)
+
+
 # Size, input and output channels of the 3x3 layers of VGG and ResNet.
 DENSE_3X3 = [
     (224, 64, 64), (112, 64, 128), (112, 128, 128), (56, 128, 256), (56, 256, 256), (28, 256, 512), (28, 512, 512),
@@ -224,6 +243,8 @@ def test_planar(target: Target, element: str) -> None:
         spec = ConvSpec(in_channels, out_channels, kernel, **options)
         dtype = np.dtype(np.float32 if element == "f32" else np.float64)
         tiles[planar_lowering.form_of(planar_lowering.joined(Problem(spec, size, 1, dtype, target, 2))).tile] = None
+    if element == "f32":
+        tiles |= dict.fromkeys(replace(tile, in_pieces=True) for tile in tiles)
     # Rows are woven together outside the sums: what is held there is no sum.
     assert not spilling(planar, tiles, target)
 
@@ -277,6 +298,8 @@ def test_grouped(target: Target) -> None:
                 shape = grouped_lowering.choose_tile(rows, cols, taps, shared, target)
                 for step in (v, 2 * v):
                     tiles[grouped.GroupedTile(shape.rows, shape.cols, shared, shape.held, step, (("relu",),))] = None
+    whole = [replace(tile, pieces=True) for tile in tiles if tile.shared == v]  # sums in parts of vectors are short
+    tiles |= dict.fromkeys(whole)
     assert not spilling(grouped, tiles, target)
 
 

@@ -41,8 +41,8 @@ def conv(
     - `algorithm`: `"auto"`, or a name from `algorithms`, such as `"direct"` or `"winograd"`.
     - `out`: an array for the result, which is then returned. It may share memory with `x`.
     - `threads`: by default all cores that this process may use.
-    - `numerics`: `"strict"` keeps to direct summation; the default allows algorithms that stay within 1e-5 of the
-      largest output.
+    - `numerics`: `"strict"` keeps to direct summation, of long sums in pieces; the default allows algorithms that stay
+      within 1e-5 of the largest output.
 
     `ConvSpec` says more of the arguments that it shares. Returns N x K x spatial, or K x spatial. An empty batch gives
     an empty result. Raises `ConvwrightError`, showing the values, for arrays and arguments that do not fit each other.

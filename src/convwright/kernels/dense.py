@@ -4,7 +4,8 @@ take to come from memory.
 A work item is one vector of outputs. Its weights are one stream that is read strictly forwards, once: `kernels.narrow`
 has them in 28 bits a number, without loss, and decoding takes a core less than that saves the memory. Fetching ahead
 of the processor's own prefetching made it slower, from 512 to 8192 bytes and into any cache. Several sums are kept
-apart for an image, so that products do not wait for each other, and added together at the end.
+apart for an image, so that products do not wait for each other, and added together after a number of channels; the
+layer waits for memory, so that summing in pieces (`kernels.pieces`) costs nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
 from convwright.kernels.narrow import BLOCK, WORDS, decode
+from convwright.kernels.pieces import PIECE
 
 ARGUMENTS = Arguments(
     "x words bases starts rare bias y",
@@ -58,15 +60,22 @@ def emit(tile: DenseTile, target: Target) -> ir.Module:
         words = k.variable(k.advance(a.words, item * a.blocks * (WORDS * k.v)))
         base = k.load_ints(a.bases, item * k.v)
         bias = k.load(a.bias, item * k.v)
-        apart = range(max(1, _SUMS[target.registers] // tile.images))
-        sums = [[k.variable(k.splat(0.0) if place else bias) for place in apart] for _ in range(tile.images)]
-        with k.loop(0, whole, BLOCK) as channel:
-            _add_block(k, a, sums, words, base, channel, BLOCK)
+        apart = max(1, _SUMS[target.registers] // tile.images)
+        sums = [[k.variable(k.splat(0.0)) for _ in range(apart)] for _ in range(tile.images)]
+        totals = [k.variable(k.splat(0.0)) for _ in range(tile.images)]
+        with k.loop(0, whole, PIECE // 2 * apart) as start:
+            with k.loop(start, k.smaller(start + PIECE // 2 * apart, whole), BLOCK) as channel:
+                _add_block(k, a, sums, words, base, channel, BLOCK)
+            for own, total in zip(sums, totals, strict=True):
+                total.set(k.add(total.get(), _total(k, [each.get() for each in own])))
+                for each in own:
+                    each.set(k.splat(0.0))
         if tile.rest:
             _add_block(k, a, sums, words, base, whole, tile.rest)
-        for image, own in enumerate(sums):
-            vector = _total(k, [each.get() for each in own])
+        for image, (own, total) in enumerate(zip(sums, totals, strict=True)):
+            vector = k.add(total.get(), _total(k, [each.get() for each in own]))
             vector = _add_rare(k, a, item, k.advance(a.x, a.x_image * image), vector)
+            vector = k.add(vector, bias)
             for operation in tile.epilogue:
                 vector = apply(k, operation, vector)
             k.store(vector, a.y, item * a.y_block + a.y_image * image)

@@ -27,6 +27,7 @@ from convwright.codegen.lang import Int, Integer, Kernel
 from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
+from convwright.kernels.pieces import PIECE, Totals
 from convwright.kernels.products import add_products, lower_half, whole_of_half
 
 Masks = list[ir.Value | None]
@@ -60,6 +61,7 @@ class DirectTile:
     gathered: the table's first column counts channels in the table of places; only without taps.
     deep: taps of three axes; the images are the slices of one volume.
     half: only the lower half of a tile's last vector counts; the rest of it is stored as anything.
+    pieces: sums are added up in pieces (``kernels.pieces``).
     epilogue: activations, and ``("residual",)`` where the residual is added.
     """
 
@@ -76,6 +78,7 @@ class DirectTile:
     gathered: bool = False
     half: bool = False
     deep: bool = False
+    pieces: bool = False
     epilogue: tuple[tuple[object, ...], ...] = ()
 
     @property
@@ -145,10 +148,16 @@ def sum_tile(
     each of four pixel tiles, a line for every four that are used. Measured on 7 x 7 pixels with 2048 x 512 weights:
     without this the first pixel tile waits for memory and the layer takes a third longer.
     """
-    initial = [k.load(bias, out * k.v, masks[out]) for out in range(tile.outs)]
-    if tile.half:
-        initial[-1] = lower_half(k, initial[-1])
+
+    def biases() -> list[ir.Value]:
+        vectors = [k.load(bias, out * k.v, masks[out]) for out in range(tile.outs)]
+        return [*vectors[:-1], lower_half(k, vectors[-1])] if tile.half else vectors
+
+    initial = biases()
+    if tile.pieces:  # a bias that joins at the end is loaded then: it needs no register meanwhile
+        initial = [ir.Constant(vector.type, [0.0] * vector.type.count) for vector in initial]
     sums = [[k.variable(vector) for vector in initial] for _ in range(tile.rows * tile.cols)]
+    totals = Totals(k, sums) if tile.pieces else None
     weights = k.variable(w)
     coming = k.variable(k.advance(w, a.w_out * tile.outs + quarter * (a.w_out // (UNROLL * k.v) * k.v)))
 
@@ -162,6 +171,8 @@ def sum_tile(
         if tile.unroll > 1:
             with k.loop(whole, first + count) as at:
                 step(x_rows, at, 1)
+        if totals:
+            totals.count(count)
 
     def step(x_rows: list[ir.Value], at: Int, unroll: int) -> None:
         if tile.gathered:
@@ -187,6 +198,9 @@ def sum_tile(
     if tile.planar:
         with k.loop(channel, channel + a.channels) as plane, k.loop(0, a.taps_high) as tap_row:
             run(k.advance(corner, plane * a.x_block + tap_row * a.x_tap_row), a.taps_wide)
+    elif tile.gathered and totals:
+        with k.loop(0, a.channels, PIECE) as done:
+            run(corner, k.smaller(a.channels - done, PIECE), channel + done)
     elif tile.gathered:
         run(corner, a.channels, channel)
     else:
@@ -213,7 +227,11 @@ def sum_tile(
                 run(block, count)
             start.set(first + count)
             remaining.set(remaining.get() - count)
-    result = [[accumulator.get() for accumulator in accumulators] for accumulators in sums]
+    if totals:
+        final = biases()
+        result = [[k.add(*pair) for pair in zip(own, final, strict=True)] for own in totals.finished()]
+    else:
+        result = [[accumulator.get() for accumulator in accumulators] for accumulators in sums]
     return [[*own[:-1], whole_of_half(k, own[-1])] for own in result] if tile.half else result
 
 

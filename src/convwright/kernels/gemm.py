@@ -27,6 +27,7 @@ from convwright.codegen.lang import Int, Kernel, Variable
 from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
+from convwright.kernels.pieces import PIECE, Totals
 from convwright.kernels.planar import weave
 
 ARGUMENTS = Arguments(
@@ -49,6 +50,7 @@ class GemmTile:
     spare: columns of a plane after the whole vectors of its last panel, where it is a few; then nothing is masked.
     weave: (taps of a column, taps of a row) that make a position's outputs one patch of the output; empty: they do not.
     split: a vector of the output may belong to two rows, where outputs are woven.
+    pieces: sums are added up in pieces (``kernels.pieces``).
     packed: whether columns lie in panels.
     element: "f32" or "f64". epilogue: activations.
     """
@@ -63,6 +65,7 @@ class GemmTile:
     spare: int = 0
     weave: tuple[int, ...] = ()
     split: bool = False
+    pieces: bool = False
 
     @property
     def key(self) -> str:
@@ -178,7 +181,26 @@ def _add_products(
     length = k.smaller(a.reduction - panel.start, a.block)
     weights = k.variable(k.advance(panel.w, out * a.reduction + panel.start * outs))
     columns = k.variable(panel.b)
-    with k.loop(0, length):
+    if not tile.pieces:
+        _add_terms(k, a, tile, panel, length, weights, columns, sums, spares)
+        return
+    every = [*sums, [accumulator for _, accumulator in spares]]
+    totals = Totals(k, every)
+    totals.add()
+    with k.loop(0, length, PIECE) as done:
+        _add_terms(k, a, tile, panel, k.smaller(length - done, PIECE), weights, columns, sums, spares)
+        totals.add()
+    for accumulators, vectors in zip(every, totals.finished(), strict=True):
+        for accumulator, vector in zip(accumulators, vectors, strict=True):
+            accumulator.set(vector)
+
+
+def _add_terms(
+    k: Kernel, a: Reader, tile: GemmTile, panel: _Panel, count: Int, weights: Variable, columns: Variable,
+    sums: list[list[Variable]], spares: list[tuple[int, Variable]],
+) -> None:  # fmt: skip
+    """Add ``count`` terms of the reduction, and move the pointers to weights and columns past them."""
+    with k.loop(0, count):
         now, b = weights.get(), columns.get()
         vectors = [k.load(b, number * k.v, None if tile.packed else mask) for number, mask in enumerate(panel.masks)]
         for place, accumulators in enumerate(sums):
@@ -188,7 +210,7 @@ def _add_products(
         for column, accumulator in spares:  # the lanes after the tile's outputs are the next weights: not stored
             factor = k.broadcast(k.load_scalar(b, column))
             accumulator.set(k.fma(k.load(now), factor, accumulator.get()))
-        weights.set(k.advance(now, outs))
+        weights.set(k.advance(now, len(sums)))
         columns.set(k.advance(b, tile.cols * k.v if tile.packed else a.positions))
 
 

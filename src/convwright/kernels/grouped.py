@@ -23,10 +23,11 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from convwright.codegen.lang import Int, Kernel, Variable
+from convwright.codegen.lang import Int, Kernel
 from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
+from convwright.kernels.pieces import Totals
 
 ARGUMENTS = Arguments(
     "x w bias y residual",
@@ -73,6 +74,7 @@ class GroupedTile:
     held: weights that are held at once; inputs are loaded again for the next ``held``.
     pixel_step: floats from one output pixel's input to the next one's in a row.
     epilogue: activations, and ``("residual",)`` where the residual is added.
+    pieces: sums are added up in pieces (``kernels.pieces``).
     """
 
     rows: int
@@ -81,6 +83,7 @@ class GroupedTile:
     held: int
     pixel_step: int
     epilogue: tuple[tuple[object, ...], ...] = ()
+    pieces: bool = False
 
     @property
     def key(self) -> str:
@@ -113,14 +116,14 @@ def emit(tile: GroupedTile, target: Target) -> ir.Module:
             top = k.minimum(row_tile * tile.rows, a.out_rows - tile.rows)
             left = k.minimum(col_tile * tile.cols, a.out_cols - tile.cols)
             corner = k.advance(x, top * a.x_row + left * tile.pixel_step)
-            sums = _sum_tile(k, a, tile, corner, w, k.load(bias), vector_floats + (row_tile + col_tile) % u * k.v)
+            sums = _sum_tile(k, a, tile, corner, w, bias, vector_floats + (row_tile + col_tile) % u * k.v)
             _store_tile(k, a, tile, sums, y, residual, Int(k, k.int_value(top)), Int(k, k.int_value(left)))
     return k.finish()
 
 
 def _sum_tile(
     k: Kernel, a: Reader, tile: GroupedTile, corner: ir.Value, w: ir.Value, bias: ir.Value, coming: Int
-) -> list[list[Variable]]:
+) -> list[list[ir.Value]]:
     """The sums ``[pixel][turn]`` of one register tile, the bias in the first turn.
 
     Meanwhile weights of the next output vector come from memory to the second-level cache: those that lie ``coming``
@@ -128,28 +131,32 @@ def _sum_tile(
     """
     u = turns(tile.shared)
     pixels = [(row, col) for row in range(tile.rows) for col in range(tile.cols)]
-    sums = [[k.variable(bias if turn == 0 else k.splat(0.0)) for turn in range(u)] for _ in pixels]
+    first_turn = k.splat(0.0) if tile.pieces else k.load(bias)
+    sums = [[k.variable(first_turn if turn == 0 else k.splat(0.0)) for turn in range(u)] for _ in pixels]
+    totals = Totals(k, sums) if tile.pieces else None
     weights = k.variable(w)
-    with (
-        k.loop(0, a.group_blocks) as block,
-        k.loop(0, a.taps_high) as tap_row,
-        k.loop(0, a.taps_wide) as tap_col,
-    ):
-        x = k.advance(corner, block * a.x_block + tap_row * a.x_tap_row + tap_col * a.x_tap_col)
-        now = weights.get()
-        rows = [k.advance(x, a.x_row * row) for row in range(tile.rows)]
-        for source, lanes in enumerate(source_lanes(tile.shared, k.v)):
-            for first in range(0, u, tile.held):
-                taken = range(first, min(first + tile.held, u))
-                held = [k.load(now, (source * u + turn) * k.v) for turn in taken]
-                for (row, col), accumulators in zip(pixels, sums, strict=True):
-                    value = _value(k, tile, rows[row], col * tile.pixel_step, lanes)
-                    for turn, weight in zip(taken, held, strict=True):
-                        accumulators[turn].set(k.fma(value, weight, accumulators[turn].get()))
-                rows = [k.opaque(row) for row in rows]  # what the next weights read again is not kept in registers
-            k.prefetch(now, coming + source * u * k.v, locality=2)
-        weights.set(k.advance(now, tile.shared * k.v))
-    return sums
+    with k.loop(0, a.group_blocks) as block, k.loop(0, a.taps_high) as tap_row:
+        with k.loop(0, a.taps_wide) as tap_col:
+            x = k.advance(corner, block * a.x_block + tap_row * a.x_tap_row + tap_col * a.x_tap_col)
+            now = weights.get()
+            rows = [k.advance(x, a.x_row * row) for row in range(tile.rows)]
+            for source, lanes in enumerate(source_lanes(tile.shared, k.v)):
+                for first in range(0, u, tile.held):
+                    taken = range(first, min(first + tile.held, u))
+                    held = [k.load(now, (source * u + turn) * k.v) for turn in taken]
+                    for (row, col), accumulators in zip(pixels, sums, strict=True):
+                        value = _value(k, tile, rows[row], col * tile.pixel_step, lanes)
+                        for turn, weight in zip(taken, held, strict=True):
+                            accumulators[turn].set(k.fma(value, weight, accumulators[turn].get()))
+                    rows = [k.opaque(row) for row in rows]  # what the next weights read again is not kept in registers
+                k.prefetch(now, coming + source * u * k.v, locality=2)
+            weights.set(k.advance(now, tile.shared * k.v))
+        if totals:
+            totals.count(a.taps_wide * (tile.shared // u))
+    if not totals:
+        return [[accumulator.get() for accumulator in accumulators] for accumulators in sums]
+    added = k.load(bias)  # only now: it needs no register meanwhile
+    return [[k.add(first, added), *others] for first, *others in totals.finished()]
 
 
 def _value(k: Kernel, tile: GroupedTile, x: ir.Value, offset: int, lanes: list[int]) -> ir.Value:
@@ -161,12 +168,12 @@ def _value(k: Kernel, tile: GroupedTile, x: ir.Value, offset: int, lanes: list[i
 
 
 def _store_tile(
-    k: Kernel, a: Reader, tile: GroupedTile, sums: list[list[Variable]], y: ir.Value, residual: ir.Value, top: Int,
+    k: Kernel, a: Reader, tile: GroupedTile, sums: list[list[ir.Value]], y: ir.Value, residual: ir.Value, top: Int,
     left: Int,
 ) -> None:  # fmt: skip
     for pixel, accumulators in enumerate(sums):
         down, right = top + pixel // tile.cols, left + pixel % tile.cols
-        total = _brought_together(k, [accumulator.get() for accumulator in accumulators])
+        total = _brought_together(k, accumulators)
         for operation in tile.epilogue:
             if operation[0] == "residual":
                 total = k.add(total, k.load(residual, down * a.r_row + right * k.v))

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from convwright.codegen.lang import I64, Int, Kernel
+from convwright.codegen.lang import I64, Int, Integer, Kernel
 from convwright.codegen.target import Target
 from convwright.kernels import planar
 from convwright.kernels.arguments import Arguments, Reader
+from convwright.kernels.pieces import PIECE
 
 ARGUMENTS = Arguments(
     # tiles: a row of TILE_COLUMNS an output tile; singles: for each residue the places of the other channels' centres
@@ -102,10 +103,8 @@ def emit(tile: HetTile, target: Target) -> ir.Module:
 
 def _sum_tile(k: Kernel, a: Reader, tile: planar.PlanarTile, what: HetSum, corner: Int) -> list[list[ir.Value]]:
     """The sums ``[out][vector]``, epilogue applied."""
-    sums = []
-    for out in range(tile.outs):
-        initial = k.broadcast(k.load_scalar(what.bias, out))
-        sums.append([k.variable(initial) for _ in range(tile.rows * tile.cols)])
+    begun = planar.Begun.of(k, tile, what.bias)
+    sums, totals = begun.sums, begun.totals
     weights = k.variable(what.w)
     start = k.advance(what.scratch, corner)
     here = k.variable(k.advance(start, what.first_own))
@@ -114,6 +113,17 @@ def _sum_tile(k: Kernel, a: Reader, tile: planar.PlanarTile, what: HetSum, corne
         with k.loop(0, what.taps) as tap:
             planar.add_tap(k, a, tile, k.advance(x, k.load_int(what.offsets, tap)), weights, sums)
         here.set(k.advance(x, a.next_own))
-    with k.loop(0, what.others) as other:
-        planar.add_tap(k, a, tile, k.advance(start, k.load_int(what.singles, other)), weights, sums)
-    return planar.finished(k, tile, sums)
+        if totals:
+            totals.count(what.taps)
+
+    def add_singles(first: Integer, last: Integer) -> None:
+        with k.loop(first, last) as other:
+            planar.add_tap(k, a, tile, k.advance(start, k.load_int(what.singles, other)), weights, sums)
+
+    if totals:
+        with k.loop(0, what.others, PIECE) as first:
+            totals.add()
+            add_singles(first, k.smaller(first + PIECE, what.others))
+    else:
+        add_singles(0, what.others)
+    return begun.finished(k, tile)

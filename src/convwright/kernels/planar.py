@@ -33,6 +33,7 @@ from convwright.codegen.lang import I64, Int, Integer, Kernel, Variable
 from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
+from convwright.kernels.pieces import PIECE, Totals
 
 MOST_STEPS = 8  # strides up to this are pulled apart, and woven together, by shuffles
 
@@ -65,6 +66,7 @@ class PlanarTile:
     ``MOST_STEPS``, by scalars.
     single: the kernel has one tap.
     element: "f32" or "f64".
+    in_pieces: sums are added up in pieces (``kernels.pieces``), of whole channels.
     epilogue: activations.
     """
 
@@ -81,6 +83,7 @@ class PlanarTile:
     single: bool = False
     transposed: bool = False
     element: str = "f32"
+    in_pieces: bool = False
     epilogue: tuple[tuple[object, ...], ...] = ()
 
     @property
@@ -309,35 +312,62 @@ def sum_strip(
 
 def _sum_tile(k: Kernel, a: Reader, tile: PlanarTile, what: Sum, corner: Int) -> list[list[ir.Value]]:
     """The sums ``[out][vector]``, epilogue applied."""
-    count = tile.rows * tile.cols
-    sums = []
-    for out in range(tile.outs):
-        initial = k.broadcast(k.load_scalar(what.bias, out))
-        sums.append([k.variable(initial) for _ in range(count)])
+    begun = Begun.of(k, tile, what.bias)
     weights = k.variable(what.w)
     start = k.advance(what.scratch, corner)
     here = k.variable(k.advance(start, k.load_int(what.offsets, 0)) if tile.single else start)
     step = _step_of_column if tile.column else add_tap
-    with k.loop(0, a.channels):
-        x = here.get()
-        if tile.single:
-            step(k, a, tile, x, weights, sums)
+
+    def add_channels(count: Integer) -> None:
+        with k.loop(0, count):
+            x = here.get()
+            if tile.single:
+                step(k, a, tile, x, weights, begun.sums)
+            else:
+                with k.loop(0, what.taps) as tap:
+                    step(k, a, tile, k.advance(x, k.load_int(what.offsets, tap)), weights, begun.sums)
+            here.set(k.advance(x, a.channel))
+
+    if begun.totals:
+        # A phase of a transposed convolution may have no taps.
+        taps = Int(k, k.int_value(k.maximum(what.taps * (len(tile.column) or 1), 1)))
+        piece = (taps + (PIECE - 1)) // taps
+        with k.loop(0, a.channels, piece) as done:
+            add_channels(k.smaller(a.channels - done, piece))
+            begun.totals.add()
+    else:
+        add_channels(a.channels)
+    return begun.finished(k, tile)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Sums ``[out][vector]`` to add to: the bias of each output in them, or added last where there are totals."""
+
+    sums: list[list[Variable]]
+    bias: ir.Value
+    totals: Totals | None
+
+    @classmethod
+    def of(cls, k: Kernel, tile: PlanarTile, bias: ir.Value) -> Begun:
+        sums = []
+        for out in range(tile.outs):
+            initial = k.splat(0.0) if tile.in_pieces else k.broadcast(k.load_scalar(bias, out))
+            sums.append([k.variable(initial) for _ in range(tile.rows * tile.cols)])
+        return cls(sums, bias, Totals(k, sums) if tile.in_pieces else None)
+
+    def finished(self, k: Kernel, tile: PlanarTile) -> list[list[ir.Value]]:
+        """The vectors of sums, epilogue applied."""
+        if self.totals:
+            results = []
+            for out, vectors in enumerate(self.totals.finished()):
+                bias = k.broadcast(k.load_scalar(self.bias, out))
+                results.append([k.add(vector, bias) for vector in vectors])
         else:
-            with k.loop(0, what.taps) as tap:
-                step(k, a, tile, k.advance(x, k.load_int(what.offsets, tap)), weights, sums)
-        here.set(k.advance(x, a.channel))
-    return finished(k, tile, sums)
-
-
-def finished(k: Kernel, tile: PlanarTile, sums: list[list[Variable]]) -> list[list[ir.Value]]:
-    """The vectors of sums, epilogue applied."""
-    results = []
-    for accumulators in sums:
-        vectors = [accumulator.get() for accumulator in accumulators]
+            results = [[accumulator.get() for accumulator in accumulators] for accumulators in self.sums]
         for operation in tile.epilogue:
-            vectors = [apply(k, operation, vector) for vector in vectors]
-        results.append(vectors)
-    return results
+            results = [[apply(k, operation, vector) for vector in vectors] for vectors in results]
+        return results
 
 
 def add_tap(k: Kernel, a: Reader, tile: PlanarTile, x: ir.Value, weights: Variable, sums: list[list[Variable]]) -> None:

@@ -45,7 +45,8 @@ def compile(
     """Make a model of a graph or of an ONNX file.
 
     - ``threads``: how many threads an inference uses; by default all cores that this process may use.
-    - ``numerics``: "default", or "strict" to keep to direct summation.
+    - ``numerics``: "default", within 1e-5 of the output's largest value, or "strict", within 1e-6 in the networks of
+      docs/performance.md: direct summation alone, sums of more than 256 products in pieces that are added up.
     - ``strips``: whether layers that follow each other may be computed together, strip by strip, where that is
       estimated to be quicker; the results are the same to the last bit. False keeps every layer a step of its own,
       which is what a profile layer by layer needs.

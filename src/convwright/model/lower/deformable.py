@@ -16,6 +16,7 @@ from convwright.kernels import deformable, interleave
 from convwright.kernels.direct import DirectTile
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
+from convwright.model.lower import direct
 from convwright.model.lower.channels import with_halo
 from convwright.model.lower.direct import output_tiles, vectors_a_group
 from convwright.model.tiles import Shape, choose_tile, most_pixels
@@ -96,7 +97,10 @@ def lower(b: Builder, layer: Layer) -> None:
     work = _products(b, layer, g, dtype, math.prod(y.size), x.n)
     cut, packed = work.cut, work.packed
     runs, split = _runs(g, v)
-    product = DirectTile(1, cut.cols, cut.outs, v, wrap=wrap, masked=work.masked, epilogue=layer.epilogue)
+    product = DirectTile(
+        1, cut.cols, cut.outs, v, wrap=wrap, masked=work.masked,
+        pieces=not work.spread and direct.in_pieces(b.numerics, g.own[0] * g.taps, element), epilogue=layer.epilogue,
+    )  # fmt: skip
     own = g.own if work.spread else (0, 0)
     tile = deformable.DeformableTile(product, own, mask is not None, split, cut.chunk < v, element)
     scratch_thread = deformable.scratch_elements(blocks_of(g.channels, v), g.taps, cut.chunk, v)

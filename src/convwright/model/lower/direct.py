@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from convwright.codegen.target import Target
-from convwright.kernels import direct
+from convwright.kernels import direct, pieces
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import Geometry, geometry_of
@@ -83,17 +83,38 @@ def no_workspace(p: Problem) -> int:
 def error_of_sum(p: Problem) -> float:
     """Of a sum in float32 of random terms, against its largest value: measured, it grows with the root of their number
     (`tests.convolutions.Case.expected`)."""
+    return _error_of_terms(p, terms_of(p))
+
+
+def error_in_pieces(p: Problem, piece: int = 0) -> float:
+    """As `error_of_sum`, of a kernel that sums in pieces, of at least `piece` products, where numerics are strict."""
+    terms = terms_of(p)
+    if in_pieces(p.numerics, terms, p.element):
+        return _error_of_terms(p, pieces.longest(terms, max(piece, pieces.PIECE)))
+    return _error_of_terms(p, terms)
+
+
+def in_pieces(numerics: str, terms: int, element: str = "f32") -> bool:
+    """Whether sums of so many products are added up in pieces (`kernels.pieces`)."""
+    return numerics == "strict" and element == "f32" and pieces.long(terms)
+
+
+def terms_of(p: Problem) -> int:
+    """Products of an output."""
     spec = p.spec
     taps = spec.kernel
     if spec.transposed:  # an output meets the taps of one phase of the stride
         steps = [s // math.gcd(s, d) for s, d in zip(spec.stride, spec.dilation, strict=True)]
         taps = tuple(-(-k // step) for k, step in zip(spec.kernel, steps, strict=True))
-    terms = float(spec.in_channels // spec.groups * math.prod(taps))
+    return spec.in_channels // spec.groups * math.prod(taps)
+
+
+def _error_of_terms(p: Problem, terms: float) -> float:
     unit = 2.0**-53 if p.element == "f64" else 2.0**-24
     return 16 * unit * max(1.0, terms / 256) ** 0.5
 
 
-ROW = Algorithm("direct", "blocked", True, why_not, cycles, multiplications, no_workspace, error_of_sum, _lower)
+ROW = Algorithm("direct", "blocked", True, why_not, cycles, multiplications, no_workspace, error_in_pieces, _lower)
 
 
 def lower_gemm(b: Builder, layer: Layer) -> None:
@@ -135,12 +156,14 @@ def add(
 
     entries = entries_of(g.out_channels, g.groups, v)
     masked = g.groups > 1 and (g.out_channels // g.groups) % v != 0
-    half = not masked and ends_in_half(own, b.target)
     vectors = min(vectors_a_group(entries))
     read = b.orders.get(node.inputs[0])
     gathered = read is not None
     rows, cols = g.out_size
     reduction = packed.shape[1]
+    in_parts = in_pieces(b.numerics, reduction)
+    half = not masked and ends_in_half(own, b.target)
+    half = half and not (in_parts and gathered and vectors > 2)  # LLVM would spill sums
     if g.out_size == (1, 1) and x.n > 1:
         rows = x.n  # the images are the rows: the weights are read once for all of them
     by_image = g.out_size == (1, 1)
@@ -152,7 +175,8 @@ def add(
     tile = direct.DirectTile(
         shape.rows, shape.cols, shape.outs, g.stride[1] if planar else g.stride[1] * v,
         planar=planar, tap_step=g.dilation[1] if planar else 1, taps=planar or not pointwise,
-        wrap=wrap, masked=masked, gathered=gathered, half=shape.half, deep=deep[0] > 1, epilogue=layer.epilogue,
+        wrap=wrap, masked=masked, gathered=gathered, half=shape.half, deep=deep[0] > 1,
+        pieces=in_parts, epilogue=layer.epilogue,
     )  # fmt: skip
     table = output_tiles(entries, shape.outs, g.own_channels, reduction, v)
     col_tiles = -(-cols // shape.cols)

@@ -121,7 +121,10 @@ def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Val
     bias = b.weights.bias(node.input(2), g.out_channels)
     rows, cols = g.out_size
     shape = _shape(g, b.target)
-    tile = grouped.GroupedTile(shape.rows, shape.cols, shared, shape.held, g.stride[1] * v, layer.epilogue)
+    tile = grouped.GroupedTile(
+        shape.rows, shape.cols, shared, shape.held, g.stride[1] * v, layer.epilogue,
+        direct.in_pieces(b.numerics, g.own_channels * g.kernel[0] * g.kernel[1] // grouped.turns(shared)),
+    )  # fmt: skip
     vectors = blocks_of(g.out_channels, v)
     row_tiles = -(-rows // shape.rows)
     chunk_tiles = -(-row_tiles // b.chunks(row_tiles, x.n * vectors))
@@ -193,6 +196,6 @@ def _unpack(packed: np.ndarray, shape: tuple[int, ...], places: Places) -> np.nd
 
 
 ROW = Algorithm(
-    "direct", "grouped", True, _why_not, _cycles, direct.multiplications, direct.no_workspace, direct.error_of_sum,
+    "direct", "grouped", True, _why_not, _cycles, direct.multiplications, direct.no_workspace, direct.error_in_pieces,
     _lower,
 )  # fmt: skip

@@ -13,7 +13,7 @@ from convwright.graph.graph import INTERNAL
 from convwright.kernels import het
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.lower import channels, conv, het_blocks, planar, winograd
+from convwright.model.lower import channels, conv, direct, het_blocks, planar, winograd
 from convwright.model.problem import Problem
 from convwright.model.values import NO_HALO, Buffer, Ref
 from convwright.spec import HetSpec
@@ -168,7 +168,9 @@ def _lower_own(b: Builder, layer: Layer, spec: HetSpec, p: Problem) -> None:
         "out_at": form.out_at, "out_plane": form.out_plane, "scratch_thread": form.scratch,
         "kernel_taps": len(taps), "next_own": spec.part * form.channel,
     }  # fmt: skip
-    kernel = het.HetTile(replace(form.tile, epilogue=layer.epilogue))
+    terms = max(own * len(taps) + single for _, _, _, own, _, single in rows)
+    in_pieces = direct.in_pieces(p.numerics, terms, p.element)
+    kernel = het.HetTile(replace(form.tile, in_pieces=in_pieces, epilogue=layer.epilogue))
     why = f"part {spec.part}: {form.tile.outs} filters by {form.tile.rows}x{form.tile.cols} vectors"
     items = x.n * parts * slice_strips * strips
     b.step(kernel.name(b.target), het, kernel, arguments, items, [x], [y], why, spec.macs(x.shape[2:], x.n))

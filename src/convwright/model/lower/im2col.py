@@ -268,6 +268,7 @@ def _multiply(
     tile = gemm.GemmTile(
         f.tile_outs, f.cols, f.outs - (f.tiles - 1) * f.tile_outs, f.rest_cols, f.packed, p.element, epilogue, f.spare,
         (1, *p.spec.kernel)[-2:] if f.woven else (), f.woven and p.size[-1] * p.spec.kernel[-1] % f.v > 0,
+        direct.in_pieces(p.numerics, f.reduction, p.element),
     )  # fmt: skip
     shuffled = p.shuffle > 0
     if f.woven:
@@ -368,6 +369,6 @@ def _three(axes: Any) -> tuple[Axis, Axis, Axis]:
 
 
 ROW = Algorithm(
-    "im2col", "gemm", False, _why_not, _cycles, direct.multiplications, _workspace, direct.error_of_sum, _lower,
+    "im2col", "gemm", False, _why_not, _cycles, direct.multiplications, _workspace, direct.error_in_pieces, _lower,
     shuffles=True,
 )  # fmt: skip

@@ -317,12 +317,19 @@ def _workspace(p: Problem) -> int:
     return p.threads * form_of(joined(p)).scratch * np.dtype(p.dtype).itemsize
 
 
+def _error_bound(p: Problem) -> float:
+    """The taps of a channel stay together."""
+    return direct.error_in_pieces(p, direct.terms_of(p) // (p.spec.in_channels // p.spec.groups))
+
+
 def _lower(b: Builder, layer: Layer, p: Problem) -> None:
     p = joined(p)
     form, spec, node = form_of(p), p.spec, layer.node
     deep, high, wide = form.axes
     x, y = b.plain(node.inputs[0]), b.new_plain(layer.output)
-    tile = replace(form.tile, epilogue=layer.epilogue)
+    tile = replace(
+        form.tile, in_pieces=direct.in_pieces(p.numerics, direct.terms_of(p), p.element), epilogue=layer.epilogue
+    )
     phases, taps, places = tables(form)
     key = ("planar", tile.outs, len(tile.column), spec)
     packed = b.weights.derived(
@@ -449,6 +456,6 @@ def _unpack(packed: np.ndarray, p: Problem, form: Form, places: list[np.ndarray]
 
 
 ROW = Algorithm(
-    "direct", "planes", False, _why_not, _cycles, direct.multiplications, _workspace, direct.error_of_sum, _lower,
+    "direct", "planes", False, _why_not, _cycles, direct.multiplications, _workspace, _error_bound, _lower,
     shuffles=True, least_cycles=_least_cycles,
 )  # fmt: skip

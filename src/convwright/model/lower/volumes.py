@@ -107,6 +107,6 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
 
 
 ROW = Algorithm(
-    "direct", "volumes", True, _why_not, _cycles, direct.multiplications, direct.no_workspace, direct.error_of_sum,
+    "direct", "volumes", True, _why_not, _cycles, direct.multiplications, direct.no_workspace, direct.error_in_pieces,
     _lower, halo_of,
 )  # fmt: skip
