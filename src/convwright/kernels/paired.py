@@ -11,10 +11,11 @@ each in every cycle. Five pairs of eight are summed in this way and three as the
 multiply-adds for 16 channels, so that neither has to wait for the other.
 
 Rounding errors are those of the sums, |a|^2 and |b|^2, not of the products |a| |b| (R. P. Brent, Algorithms for matrix
-multiplication, 1970): both factors must be of one size. So each pixel's inputs are multiplied by a power of two, which
-their largest decides, while they are copied to scratch memory; and weights when they are packed: by one for each output
-channel, and by one for each input channel, which the inputs are divided by. And to keep the sums of a1 a2 small, where
-all inputs are positive, every other pair has its second factors negated: ``channel_scales`` holds these signs too.
+multiplication, 1970): both factors must be of one size. So each pixel's inputs are multiplied by a power of two that
+brings their root mean square to 1, while they are copied to scratch memory; and weights when they are packed: by one
+for each output channel, and by one for each input channel, which the inputs are divided by. And to keep the sums of
+a1 a2 small, where all inputs are positive, every other pair has its second factors negated: ``channel_scales`` holds
+these signs too.
 
 A work item copies what a strip of pixels reads, ``tiles`` pixels at a time, as ``[tile][blocks][pixel][v]``, and
 multiplies each tile by the weights of ``outs`` output vectors at a time. The blocks are those of the channels, for one
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from llvmlite import ir
@@ -44,11 +46,12 @@ ARGUMENTS = Arguments(
     "parts part_turns vectors images strips strip all_pixels blocks half x_image w_out y_image y_block "
     "r_image r_block scratch_thread",
 )
+_Combine = Callable[[ir.Value, ir.Value], ir.Value]
+
 PIXEL_COLUMNS = 3
 """A pixel's input, output and residual, in floats from the image's first."""
 
-_IN_PAIRS = (0, 2, 3, 5, 6)  # pairs of channels, of eight, that become one product
-_LARGEST = 1  # the exponent of a pixel's largest input after scaling: where a root mean square of weights is 1
+_IN_PAIRS = (0, 2, 3, 5, 6)  # pairs of a vector's channels, of eight or fewer, that become one product
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,10 @@ class PairedTile:
         return f"f32-paired-{self.tiles}x{self.outs}-{target.name}"
 
 
-def in_pairs(channels: int) -> np.ndarray:
-    """The first channel of each pair that becomes one product."""
+def in_pairs(channels: int, v: int) -> np.ndarray:
+    """The first channel of each pair that becomes one product, where vectors have ``v`` lanes."""
     first = np.arange(0, channels, 2)
-    return first[np.isin(first // 2 % 8, _IN_PAIRS)]
+    return first[np.isin(first % v // 2, _IN_PAIRS)]
 
 
 def scratch_floats(strip: int, tiles: int, blocks: int, v: int) -> int:
@@ -87,6 +90,8 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
     tile_floats = (a.blocks + a.half) * (tile.tiles * k.v)
     sums = k.advance(room, turns * tile_floats)
     factors = k.advance(sums, turns * k.v * _vectors(tile, k.v))
+    channels = k.b.sitofp((a.blocks * k.v + a.half * (k.v // 2)).value, k.scalar_type)
+    a_channel = k.div(ir.Constant(k.scalar_type, 1.0), channels)
     with k.loop(k.begin, k.end) as item:
         rest, strip = item // a.strips, item % a.strips
         part, image = rest // a.images, rest % a.images
@@ -96,7 +101,7 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
         with k.loop(0, turns) as turn:
             own = k.b.gep(pixels, [(_start(k, a, tile, turn) * PIXEL_COLUMNS).value], source_etype=I64)
             of_turn = [k.advance(base, turn * (k.v * _vectors(tile, k.v))) for base in (sums, factors)]
-            _prepare(k, a, tile, x, own, k.advance(room, turn * tile_floats), *of_turn)
+            _prepare(k, a, tile, x, own, a_channel, k.advance(room, turn * tile_floats), *of_turn)
         y, residual = k.advance(a.y, image * a.y_image), k.advance(a.residual, image * a.r_image)
         start = part * a.part_turns * tile.outs
         stop = k.minimum(start + a.part_turns * tile.outs, a.vectors)
@@ -123,11 +128,10 @@ def _vectors(tile: PairedTile, v: int) -> int:
 
 
 def _prepare(
-    k: Kernel, a: Reader, tile: PairedTile, x: ir.Value, pixels: ir.Value, to: ir.Value, sums: ir.Value,
-    factors: ir.Value,
+    k: Kernel, a: Reader, tile: PairedTile, x: ir.Value, pixels: ir.Value, a_channel: ir.Value, to: ir.Value,
+    sums: ir.Value, factors: ir.Value,
 ) -> None:  # fmt: skip
-    """Copy the channels of a tile's pixels, scaled, and sum their a1 a2."""
-    largest = [k.variable(k.splat(0.0)) for _ in range(tile.tiles)]
+    """Copy the channels of a tile's pixels, scaled, and sum their a1 a2; ``a_channel``: one divided by the channels."""
     half = k.mask(0, k.v // 2)
     places = [k.load_int(pixels, pixel * PIXEL_COLUMNS) for pixel in range(tile.tiles)]
 
@@ -137,18 +141,30 @@ def _prepare(
         for place in places:
             yield k.mul(k.load(here, place, mask), scales)
 
-    def look(block: Integer, mask: ir.Value | None) -> None:
-        for so_far, vector in zip(largest, scaled(block, mask), strict=True):
-            so_far.set(k.max(so_far.get(), k.unary("fabs", vector)))
+    def reduced(combine: _Combine, over: _Combine) -> list[ir.Value]:
+        """Of each pixel: what ``combine`` makes of so much and a further vector, and its lanes ``over``."""
+        results = [k.variable(k.splat(0.0)) for _ in range(tile.tiles)]
 
-    _each_block(k, a, look, half)
+        def look(block: Integer, mask: ir.Value | None) -> None:
+            for so_far, vector in zip(results, scaled(block, mask), strict=True):
+                so_far.set(combine(so_far.get(), vector))
+
+        _each_block(k, a, look, half)
+        return [_reduced(k, result.get(), over) for result in results]
+
+    squares = reduced(lambda so_far, vector: k.fma(vector, vector, so_far), k.add)
+    exponents, usual = zip(*(_exponent_of_squares(k, k.mul(one, a_channel)) for one in squares), strict=True)
+    wanted = [k.variable(exponent) for exponent in exponents]
+    with k.when(k.b.not_(reduce(k.b.and_, usual))):  # squares too large or too small, or all inputs zeros
+        largest = reduced(lambda so_far, vector: k.max(so_far, k.unary("fabs", vector)), k.max)
+        for own, exponent, fits, one in zip(wanted, exponents, usual, largest, strict=True):
+            own.set(k.b.select(fits, exponent, _exponent_of_largest(k, one)))
     scales = []
-    for pixel, vector in enumerate(largest):
-        scale, back = _scale_of(k, _reduced(k, vector.get(), k.max))
-        k.store_scalar(back, factors, pixel)
-        scales.append(scale)
+    for pixel, own in enumerate(wanted):
+        scales.append(_power_of_two(k, own.get()))
+        k.store_scalar(_power_of_two(k, k.b.sub(ir.Constant(I32, 254), own.get())), factors, pixel)
     totals = [k.variable(k.splat(0.0)) for _ in range(tile.tiles)]
-    firsts = ir.Constant(k.mask_type, [lane % 2 == 0 and lane // 2 % 8 in _IN_PAIRS for lane in range(k.v)])
+    firsts = ir.Constant(k.mask_type, [lane % 2 == 0 and lane // 2 in _IN_PAIRS for lane in range(k.v)])
 
     def copy(block: Integer, mask: ir.Value | None) -> None:
         vectors = scaled(block, mask)
@@ -171,7 +187,7 @@ def _each_block(k: Kernel, a: Reader, work: Callable[[Integer, ir.Value | None],
         work(a.blocks, half)
 
 
-def _reduced(k: Kernel, vector: ir.Value, combine: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
+def _reduced(k: Kernel, vector: ir.Value, combine: _Combine) -> ir.Value:
     apart = k.v // 2
     while apart:
         vector = combine(vector, k.shuffle(vector, vector, [lane ^ apart for lane in range(k.v)]))
@@ -179,17 +195,25 @@ def _reduced(k: Kernel, vector: ir.Value, combine: Callable[[ir.Value, ir.Value]
     return k.extract(vector, 0)
 
 
-def _scale_of(k: Kernel, largest: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """The power of two that brings the exponent of `largest`, which is not negative, to `_LARGEST`; and its inverse.
+def _exponent_of_squares(k: Kernel, mean: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The exponent, as float32 hold it, of the power of two that brings the root of `mean`, which is not negative,
+    between the roots of 1/2 and 2; and whether the squares neither overflowed nor came near to 0."""
+    exponent = k.b.lshr(k.b.bitcast(mean, I32), ir.Constant(I32, 23))
+    usual = k.b.icmp_unsigned("<", k.b.sub(exponent, ir.Constant(I32, 27)), ir.Constant(I32, 200))
+    return k.b.sub(ir.Constant(I32, 190), k.b.lshr(exponent, ir.Constant(I32, 1))), usual
 
-    For zeros, infinities and NaN, the nearest that has an inverse."""
+
+def _exponent_of_largest(k: Kernel, largest: ir.Value) -> ir.Value:
+    """As of squares, but of the power of two that brings `largest` between 2 and 4; for zeros, infinities and NaN, the
+    nearest that has an inverse."""
     exponent = k.b.lshr(k.b.bitcast(largest, I32), ir.Constant(I32, 23))
-    wanted = k.b.sub(ir.Constant(I32, 254 + _LARGEST), exponent)
+    wanted = k.b.sub(ir.Constant(I32, 255), exponent)
     wanted = k.b.select(k.b.icmp_signed(">", wanted, ir.Constant(I32, 253)), ir.Constant(I32, 253), wanted)
-    wanted = k.b.select(k.b.icmp_signed("<", wanted, ir.Constant(I32, 1)), ir.Constant(I32, 1), wanted)
-    scale = k.b.shl(wanted, ir.Constant(I32, 23))
-    back = k.b.shl(k.b.sub(ir.Constant(I32, 254), wanted), ir.Constant(I32, 23))
-    return k.b.bitcast(scale, k.scalar_type), k.b.bitcast(back, k.scalar_type)
+    return k.b.select(k.b.icmp_signed("<", wanted, ir.Constant(I32, 1)), ir.Constant(I32, 1), wanted)
+
+
+def _power_of_two(k: Kernel, exponent: ir.Value) -> ir.Value:
+    return k.b.bitcast(k.b.shl(exponent, ir.Constant(I32, 23)), k.scalar_type)
 
 
 # -- products ----------------------------------------------------------------------------------------------------------
@@ -215,7 +239,7 @@ def _multiply(
             for pixel, own in enumerate(total):
                 for one, x, v1, v2 in zip(own, again, b1, b2, strict=True):
                     a1, a2 = (k.broadcast(k.load_scalar(x, pixel * k.v + first + n)) for n in (0, 1))
-                    if first // 2 % 8 in _IN_PAIRS:
+                    if first // 2 in _IN_PAIRS:
                         one.set(k.fma(k.add(a1, v2), k.add(a2, v1), one.get()))
                     else:
                         one.set(k.fma(a2, v2, k.fma(a1, v1, one.get())))
@@ -245,7 +269,7 @@ def _store(
         back = k.broadcast(k.load_scalar(factors, pixel))
         y_at, r_at = (k.load_int(pixels, pixel * PIXEL_COLUMNS + column) for column in (1, 2))
         for number, vector in enumerate(vectors):
-            vector = k.fma(k.mul(vector, scales[number]), back, biases[number])
+            vector = k.fma(vector, k.mul(scales[number], back), biases[number])
             for operation in tile.epilogue:
                 if operation[0] == "residual":
                     vector = k.add(vector, k.load(residual, a.r_block * number + r_at))
