@@ -14,6 +14,7 @@ from convwright import reference
 from convwright.codegen.target import Target
 from convwright.errors import ConvwrightError
 from convwright.graph import Graph, Node
+from convwright.kernels import paired
 from convwright.kernels import strips as kernel
 from convwright.model.geometry import Geometry
 from convwright.model.lower import strips
@@ -25,7 +26,10 @@ from tests.plans import Arrays, Planned, graph_of, planned
 
 @dataclass(frozen=True)
 class Chain:
-    """Convolutions one after another, with an activation (or none) and perhaps a residual behind each."""
+    """Convolutions one after another, with an activation (or none) and perhaps a residual behind each.
+
+    `pointwise`: how 1x1 layers are computed.
+    """
 
     specs: tuple[ConvSpec, ...]
     batch: int
@@ -34,6 +38,7 @@ class Chain:
     residuals: tuple[bool, ...]
     first_reads_planes: bool = False
     threads: int = 2
+    pointwise: str = "direct-blocked"
 
     def sizes(self) -> list[tuple[int, ...]]:
         """Of the input, and of what each convolution gives."""
@@ -61,9 +66,10 @@ class Chain:
             way = "blocked" if spec.groups == 1 else "grouped"
             if spec.groups == spec.in_channels == spec.out_channels > 1:
                 way = "depthwise"
+            algorithm = self.pointwise if spec.kernel == (1, 1) and way == "blocked" else f"direct-{way}"
             attributes: dict[str, Any] = {
                 "kernel_shape": spec.kernel, "strides": spec.stride, "dilations": spec.dilation, "pads": (*low, *high),
-                "group": spec.groups, "algorithm": f"direct-{way}",
+                "group": spec.groups, "algorithm": algorithm,
             }  # fmt: skip
             nodes.append(Node("Conv", [name, f"w{at}", f"b{at}"], [f"c{at}"], attributes, name=f"conv{at}"))
             name = f"c{at}"
@@ -88,19 +94,19 @@ class Chain:
         return x
 
 
-def in_strips(graph: Graph, target: Target, threads: int, high: int) -> Planned:
+def in_strips(graph: Graph, target: Target, threads: int, high: int, numerics: str = "strict") -> Planned:
     """The plan with as many layers in chains as can be, in strips of `high` rows."""
 
     def heights(problems: Any, geometries: list[Geometry]) -> list[int]:
         return [min(high, geometries[-1].out_size[0])]
 
     with patch.object(strips, "_FAR_CYCLES", 1e9), patch.object(strips, "_heights", heights):
-        return planned(graph, target, threads)
+        return planned(graph, target, threads, numerics=numerics)
 
 
-def one_by_one(graph: Graph, target: Target, threads: int) -> Planned:
+def one_by_one(graph: Graph, target: Target, threads: int, numerics: str = "strict") -> Planned:
     with patch.object(strips, "chains", lambda *_: []):
-        return planned(graph, target, threads)
+        return planned(graph, target, threads, numerics=numerics)
 
 
 def random_chain(rng: Random, v: int) -> Chain:
@@ -136,17 +142,19 @@ def random_chain(rng: Random, v: int) -> Chain:
     )
 
 
-def check(chain: Chain, target: Target, seed: int, high: int) -> None:
+def check(chain: Chain, target: Target, seed: int, high: int) -> Planned:
     graph, inputs = chain.graph(seed)
-    cut = in_strips(graph, target, chain.threads, high)
+    numerics = "strict" if chain.pointwise == "direct-blocked" else "default"
+    cut = in_strips(graph, target, chain.threads, high, numerics)
     assert any(step.family is kernel for step in cut.steps), f"no strips: {chain}"
-    apart = one_by_one(graph, target, chain.threads)
+    apart = one_by_one(graph, target, chain.threads, numerics)
     assert not any(step.family is kernel for step in apart.steps)
     wanted = apart.run(inputs)["y"]
     assert np.array_equal(cut.run(inputs, at_end=seed % 2 == 0)["y"], wanted), f"{chain}, strips of {high} rows"
     if not any(chain.activations):
         exact = chain.expected(graph, inputs)
         assert np.abs(wanted - exact).max() <= 1e-5 * max(1.0, np.abs(exact).max())
+    return cut
 
 
 @each_target
@@ -180,6 +188,22 @@ def test_an_inverted_residual_in_strips_of_any_height(target: Target, high: int)
     check(Chain(specs, 2, (8, 7), (("relu",), ("clip", 0.0, 6.0), ()), (False, False, True)), target, high, high)
     exact = Chain(specs, 1, (8, 7), ((), (), ()), (False, False, True))
     check(exact, target, high, high)
+
+
+@each_target
+@pytest.mark.parametrize("high", [1, 2, 3, 5, 8])
+def test_products_in_pairs_around_a_depthwise_layer(target: Target, high: int) -> None:
+    """Each thread has scratch of its own for them; strips of one row have 7 pixels."""
+    v = target.vector
+    specs = (
+        ConvSpec(24, 6 * v, (1, 1)),
+        ConvSpec(6 * v, 6 * v, (3, 3), padding=1, groups=6 * v),
+        ConvSpec(6 * v, v + 1, (1, 1)),
+    )
+    for threads, last in ((1, ()), (2, ("relu",)), (3, ())):
+        chain = Chain(specs, 2, (8, 7), ((), (), last), (False, False, True), threads=threads, pointwise="paired")
+        cut = check(chain, target, high + threads, high)
+        assert sum(call.family is paired for step in cut.steps for call in step.calls) == 2
 
 
 @each_target

@@ -120,7 +120,7 @@ def unpack(made: np.ndarray, shape: tuple[int, int], v: int, lost: Lost) -> np.n
     rows = parts.weights.transpose(0, 2, 1).reshape(-1, channels)[:outputs].astype(np.float64)
     weight = (rows * parts.out_scales[:outputs, None] * parts.channel_scales[None, :channels]).astype(np.float32)
     for gone, values in lost:
-        weight.reshape(-1)[gone] = values
+        weight.flat[gone] = values  # not reshaped: what one vector holds is transposed, and a copy would be written
     return weight
 
 
