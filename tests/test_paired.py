@@ -114,9 +114,9 @@ class Work:
                for name, value in added.arguments("residual").items()},
             "parts": self.parts, "part_turns": -(-turns // self.parts), "vectors": vectors, "images": self.images,
             "strips": strips, "strip": self.strip, "all_pixels": pixels, "blocks": self.channels // v,
-            "half": int(self.channels % v > 0), "w_out": self.channels * v, "scratch_thread": scratch_thread,
+            "w_out": self.channels * v, "scratch_thread": scratch_thread,
         }  # fmt: skip
-        tile = paired.PairedTile(self.tiles, self.outs, self.epilogue)
+        tile = paired.PairedTile(self.tiles, self.outs, self.channels % v > 0, self.epilogue)
         items = self.parts * self.images * strips
         call(tile, paired.emit, paired.ARGUMENTS, values, items, target, self.threads)
         return y

@@ -11,10 +11,13 @@ import onnx
 import pytest
 
 import convwright as cw
+from convwright.codegen.target import host_target
 from convwright.graph import Graph, load
 from convwright.large_arrays import large_empty, taken
 from convwright.model import weights as module
+from convwright.model.lower import paired_weights
 from convwright.model.weights import Weights, keeps_place, pack_depthwise, pack_direct, pack_planar
+from convwright.runtime.machine import adds_beside_multiply_adds
 
 from .graph_models import model, node, weights
 
@@ -147,18 +150,19 @@ def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
 def test_a_models_results_do_not_depend_on_who_holds_the_weights(
     path: Path, in_place: list[str], numerics: str, strips: bool
 ) -> None:
+    in_pairs = numerics == "default" and adds_beside_multiply_adds(host_target())  # whose weights are scaled copies
     graph = load(path)
     before = {name: array.copy() for name, array in graph.constants.items()}
     expected = cw.compile(graph, numerics=numerics, strips=strips)(image())
     assert not in_place
     same(graph.constants, before)
     alone = cw.compile(path, numerics=numerics, strips=strips)
-    assert "point" in in_place
+    assert ("point" in in_place) != in_pairs
     same(alone(image()), expected)
     same(alone(image()), expected)
     in_place.clear()
     handed_over = cw.compile(load(path), numerics=numerics, strips=strips)
-    assert "point" in in_place
+    assert ("point" in in_place) != in_pairs
     same(handed_over(image()), expected)
     same(pickle.loads(pickle.dumps(alone))(image()), expected)
     alone.forget_plans()
@@ -226,6 +230,7 @@ def test_a_model_whose_sizes_are_open_keeps_its_weights_through_a_call_that_fail
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "_pack_blocks", interrupted)
+        patch.setattr(paired_weights, "pack", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compiled(image())
     np.testing.assert_array_equal(compiled(image()), cw.compile(load(tmp_path / "open.onnx"))(image()))

@@ -42,8 +42,8 @@ ARGUMENTS = Arguments(
     # their lanes; squares: minus the sum of each output's b1 b2; out_scales: what brings its sum back to size
     "x w bias y residual scratch pixels places channel_scales squares out_scales",
     # work: item -> (part of the output vectors, image, strip of pixels); part_turns: how many times `outs` vectors make
-    # a part; blocks: whole blocks that a pixel reads; half: 1 where half a block follows, else 0
-    "parts part_turns vectors images strips strip all_pixels blocks half x_image w_out y_image y_block "
+    # a part; blocks: whole blocks that a pixel reads
+    "parts part_turns vectors images strips strip all_pixels blocks x_image w_out y_image y_block "
     "r_image r_block scratch_thread",
 )
 _Combine = Callable[[ir.Value, ir.Value], ir.Value]
@@ -52,14 +52,20 @@ PIXEL_COLUMNS = 3
 """A pixel's input, output and residual, in floats from the image's first."""
 
 _IN_PAIRS = (0, 2, 3, 5, 6)  # pairs of a vector's channels, of eight or fewer, that become one product
+_TOGETHER = 4  # pixels that are copied together: enough that they do not wait for each other
 
 
 @dataclass(frozen=True)
 class PairedTile:
-    """What is baked into one kernel: pixels and output vectors that are summed in registers together; the epilogue."""
+    """What is baked into one kernel.
+
+    - `tiles`, `outs`: pixels and output vectors that are summed in registers together.
+    - `half`: whether half a block follows the whole ones.
+    """
 
     tiles: int
     outs: int
+    half: bool = False
     epilogue: tuple[tuple[object, ...], ...] = ()
 
     @property
@@ -87,10 +93,10 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
     a = ARGUMENTS.read(k)
     turns = (a.strip + (tile.tiles - 1)) // tile.tiles
     room = k.advance(a.scratch, k.thread * a.scratch_thread)
-    tile_floats = (a.blocks + a.half) * (tile.tiles * k.v)
+    tile_floats = (a.blocks + int(tile.half)) * (tile.tiles * k.v)
     sums = k.advance(room, turns * tile_floats)
     factors = k.advance(sums, turns * k.v * _vectors(tile, k.v))
-    channels = k.b.sitofp((a.blocks * k.v + a.half * (k.v // 2)).value, k.scalar_type)
+    channels = k.b.sitofp((a.blocks * k.v + (k.v // 2 if tile.half else 0)).value, k.scalar_type)
     a_channel = k.div(ir.Constant(k.scalar_type, 1.0), channels)
     with k.loop(k.begin, k.end) as item:
         rest, strip = item // a.strips, item % a.strips
@@ -101,7 +107,12 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
         with k.loop(0, turns) as turn:
             own = k.b.gep(pixels, [(_start(k, a, tile, turn) * PIXEL_COLUMNS).value], source_etype=I64)
             of_turn = [k.advance(base, turn * (k.v * _vectors(tile, k.v))) for base in (sums, factors)]
-            _prepare(k, a, tile, x, own, a_channel, k.advance(room, turn * tile_floats), *of_turn)
+            together = min(_TOGETHER, tile.tiles)
+            with k.loop(0, tile.tiles, together) as wanted:
+                pixel = k.smaller(wanted, tile.tiles - together)
+                places = [k.load_int(own, (pixel + number) * PIXEL_COLUMNS) for number in range(together)]
+                to = k.advance(room, turn * tile_floats + pixel * k.v)
+                _prepare(k, a, tile, x, places, a_channel, to, *(k.advance(base, pixel) for base in of_turn))
         y, residual = k.advance(a.y, image * a.y_image), k.advance(a.residual, image * a.r_image)
         start = part * a.part_turns * tile.outs
         stop = k.minimum(start + a.part_turns * tile.outs, a.vectors)
@@ -128,12 +139,13 @@ def _vectors(tile: PairedTile, v: int) -> int:
 
 
 def _prepare(
-    k: Kernel, a: Reader, tile: PairedTile, x: ir.Value, pixels: ir.Value, a_channel: ir.Value, to: ir.Value,
+    k: Kernel, a: Reader, tile: PairedTile, x: ir.Value, places: Sequence[Int], a_channel: ir.Value, to: ir.Value,
     sums: ir.Value, factors: ir.Value,
 ) -> None:  # fmt: skip
-    """Copy the channels of a tile's pixels, scaled, and sum their a1 a2; ``a_channel``: one divided by the channels."""
-    half = k.mask(0, k.v // 2)
-    places = [k.load_int(pixels, pixel * PIXEL_COLUMNS) for pixel in range(tile.tiles)]
+    """Copy the channels of some pixels, which lie at ``places``, scaled, and sum their a1 a2.
+
+    ``a_channel``: one divided by the number of channels.
+    """
 
     def scaled(block: Integer, mask: ir.Value | None) -> Iterator[ir.Value]:
         scales = k.load(a.channel_scales, block * k.v, mask)
@@ -143,13 +155,13 @@ def _prepare(
 
     def reduced(combine: _Combine, over: _Combine) -> list[ir.Value]:
         """Of each pixel: what ``combine`` makes of so much and a further vector, and its lanes ``over``."""
-        results = [k.variable(k.splat(0.0)) for _ in range(tile.tiles)]
+        results = [k.variable(k.splat(0.0)) for _ in places]
 
         def look(block: Integer, mask: ir.Value | None) -> None:
             for so_far, vector in zip(results, scaled(block, mask), strict=True):
                 so_far.set(combine(so_far.get(), vector))
 
-        _each_block(k, a, look, half)
+        _each_block(k, a, tile, look)
         return [_reduced(k, result.get(), over) for result in results]
 
     squares = reduced(lambda so_far, vector: k.fma(vector, vector, so_far), k.add)
@@ -163,7 +175,7 @@ def _prepare(
     for pixel, own in enumerate(wanted):
         scales.append(_power_of_two(k, own.get()))
         k.store_scalar(_power_of_two(k, k.b.sub(ir.Constant(I32, 254), own.get())), factors, pixel)
-    totals = [k.variable(k.splat(0.0)) for _ in range(tile.tiles)]
+    totals = [k.variable(k.splat(0.0)) for _ in places]
     firsts = ir.Constant(k.mask_type, [lane % 2 == 0 and lane // 2 in _IN_PAIRS for lane in range(k.v)])
 
     def copy(block: Integer, mask: ir.Value | None) -> None:
@@ -175,16 +187,16 @@ def _prepare(
             seconds = k.shuffle(vector, vector, [lane ^ 1 for lane in range(k.v)])
             total.set(k.select(firsts, k.fma(vector, seconds, total.get()), total.get()))
 
-    _each_block(k, a, copy, half)
+    _each_block(k, a, tile, copy)
     for pixel, total in enumerate(totals):
         k.store_scalar(_reduced(k, total.get(), k.add), sums, pixel)
 
 
-def _each_block(k: Kernel, a: Reader, work: Callable[[Integer, ir.Value | None], None], half: ir.Value) -> None:
+def _each_block(k: Kernel, a: Reader, tile: PairedTile, work: Callable[[Integer, ir.Value | None], None]) -> None:
     with k.loop(0, a.blocks) as block:
         work(block, None)
-    with k.when(a.half.equals(1)):
-        work(a.blocks, half)
+    if tile.half:
+        work(a.blocks, k.mask(0, k.v // 2))
 
 
 def _reduced(k: Kernel, vector: ir.Value, combine: _Combine) -> ir.Value:
@@ -252,9 +264,8 @@ def _multiply(
 
     with k.loop(0, a.blocks):
         step(k.v)
-    if k.v == 16:
-        with k.when(a.half.equals(1)):
-            step(k.v // 2)
+    if tile.half:
+        step(k.v // 2)
     return [[own.get() for own in one] for one in total]
 
 

@@ -25,6 +25,7 @@ _FEWEST_PIXELS = 8  # fewer sums would wait for each other
 # allow 11 / 16.
 _PRODUCT = 0.385
 _TILE, _STORED = 10.0, 1.0  # of a register tile, and of each vector of its outputs
+_RARE = 1.02  # of tiles of other than two vectors: each kernel takes 80 ms to compile
 _FAR_BYTES_A_CYCLE = 22.0  # from the third level
 _COPIED, _PIXEL = 3.8, 10.0  # of copying a vector of inputs, and of what each pixel takes besides
 _WORTH = 0.97  # the estimated time, as a part of direct summation's, below which larger rounding errors are worth it
@@ -106,6 +107,7 @@ def cut_of(pixels: int, images: int, reduction: int, out_channels: int, target: 
                 far = weights / parts / _FAR_BYTES_A_CYCLE if weights > caches().l2 // 4 else 0.0
                 count = -(-pixels // strip)
                 cycles = -(-count * each // threads) * (max(compute, far) + 0.3 * min(compute, far))
+                cycles *= 1.0 if outs == 2 else _RARE
                 if best is None or cycles < best.cycles:
                     best = Cut(tiles, outs, strip, count, parts, cycles)
     assert best is not None
@@ -171,7 +173,7 @@ def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Val
     packed = paired_weights.packed(b.weights, node.inputs[1], (g.out_channels, g.own_channels, *g.kernel))
     scratch_thread = paired.scratch_floats(c.strip, c.tiles, blocks, v)
     scratch = Buffer(4 * scratch_thread * b.team)
-    tile = paired.PairedTile(c.tiles, c.outs, layer.epilogue)
+    tile = paired.PairedTile(c.tiles, c.outs, reduction % v > 0, layer.epilogue)
     bias, turns = b.weights.bias(node.input(2), g.out_channels), -(-vectors // c.outs)
     arguments = {
         "x": b.inside(x, g), "w": b.static(packed.weights), "bias": b.static(bias), "y": y.ref,
@@ -181,8 +183,7 @@ def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Val
         "out_scales": b.static(packed.out_scales),
         "parts": c.parts, "part_turns": -(-turns // c.parts), "vectors": vectors, "images": x.n,
         "strips": c.strips, "strip": c.strip, "all_pixels": pixels,
-        "blocks": reduction // v, "half": int(reduction % v > 0),
-        "x_image": x.image, "w_out": reduction * v, "y_image": y.image, "y_block": y.block,
+        "blocks": reduction // v, "x_image": x.image, "w_out": reduction * v, "y_image": y.image, "y_block": y.block,
         "r_image": residual.image if residual else 0, "r_block": residual.block if residual else 0,
         "scratch_thread": scratch_thread,
     }  # fmt: skip
