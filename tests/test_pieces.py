@@ -180,7 +180,7 @@ def test_fully_connected(target: Target, images: int, numerics: str) -> None:
 @each_target
 def test_short_sums_and_other_numerics_are_summed_one_after_another(target: Target) -> None:
     long = ConvSpec(4096, 3, (1, 1))
-    for spec, numerics in ((ConvSpec(2 * pieces.PIECE, 3, (1, 1)), "strict"), (long, "default")):
+    for spec, numerics in ((ConvSpec(pieces.PIECE, 3, (1, 1)), "strict"), (long, "default")):
         for algorithm, family in (("direct-blocked", direct), ("direct-planes", planar), ("im2col", gemm)):
             plan, *_ = convolution(spec, (3, 5), algorithm, target, inside=family is direct, numerics=numerics)
             assert not in_pieces(plan, family)

@@ -19,7 +19,7 @@ PIECE = 128  # products, at least; half of it: a tenth less error of 4608 terms,
 
 def long(terms: int) -> bool:
     """Whether a sum of so many terms gains by pieces."""
-    return terms > 2 * PIECE
+    return terms > PIECE
 
 
 def longest(terms: float, piece: float = PIECE) -> float:

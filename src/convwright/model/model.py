@@ -46,7 +46,7 @@ def compile(
 
     - ``threads``: how many threads an inference uses; by default all cores that this process may use.
     - ``numerics``: "default", within 1e-5 of the output's largest value, or "strict", within 1e-6 in the networks of
-      docs/performance.md: direct summation alone, sums of more than 256 products in pieces that are added up.
+      docs/performance.md: direct summation alone, sums of more than 128 products in pieces that are added up.
     - ``strips``: whether layers that follow each other may be computed together, strip by strip, where that is
       estimated to be quicker; the results are the same to the last bit. False keeps every layer a step of its own,
       which is what a profile layer by layer needs.
