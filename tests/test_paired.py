@@ -112,9 +112,9 @@ class Work:
             **source.arguments("x"), **y.arguments("y"),
             **{name.replace("residual", "r", "_" in name): value
                for name, value in added.arguments("residual").items()},
-            "parts": self.parts, "part_turns": -(-turns // self.parts), "vectors": vectors, "images": self.images,
-            "strips": strips, "strip": self.strip, "all_pixels": pixels, "blocks": self.channels // v,
-            "w_out": self.channels * v, "scratch_thread": scratch_thread,
+            "out_places": 0, "parts": self.parts, "part_turns": -(-turns // self.parts),
+            "vectors": vectors, "images": self.images, "strips": strips, "strip": self.strip, "all_pixels": pixels,
+            "blocks": self.channels // v, "w_out": self.channels * v, "scratch_thread": scratch_thread,
         }  # fmt: skip
         tile = paired.PairedTile(self.tiles, self.outs, self.channels % v > 0, self.epilogue)
         items = self.parts * self.images * strips

@@ -39,8 +39,9 @@ from convwright.kernels.arguments import Arguments, Reader
 
 ARGUMENTS = Arguments(
     # pixels: see PIXEL_COLUMNS; places: floats from a pixel's first input to each of its blocks; channel_scales: of
-    # their lanes; squares: minus the sum of each output's b1 b2; out_scales: what brings its sum back to size
-    "x w bias y residual scratch pixels places channel_scales squares out_scales",
+    # their lanes; squares: minus the sum of each output's b1 b2; out_scales: what brings its sum back to size;
+    # out_places: floats from a pixel's first output to each of its vectors, where they are no y_block apart
+    "x w bias y residual scratch pixels places channel_scales squares out_scales out_places",
     # work: item -> (part of the output vectors, image, strip of pixels); part_turns: how many times `outs` vectors make
     # a part; blocks: whole blocks that a pixel reads
     "parts part_turns vectors images strips strip all_pixels blocks x_image w_out y_image y_block "
@@ -61,12 +62,14 @@ class PairedTile:
 
     - `tiles`, `outs`: pixels and output vectors that are summed in registers together.
     - `half`: whether half a block follows the whole ones.
+    - `placed`: whether a table says where output vectors lie.
     """
 
     tiles: int
     outs: int
     half: bool = False
     epilogue: tuple[tuple[object, ...], ...] = ()
+    placed: bool = False
 
     @property
     def key(self) -> str:
@@ -275,7 +278,11 @@ def _store(
 ) -> None:  # fmt: skip
     scales = [k.load(a.out_scales, (out + number) * k.v) for number in range(tile.outs)]
     biases = [k.load(a.bias, (out + number) * k.v) for number in range(tile.outs)]
-    y, residual = k.advance(y, out * a.y_block), k.advance(residual, out * a.r_block)
+    if tile.placed:
+        places = [k.load_int(a.out_places, out + number) for number in range(tile.outs)]
+    else:
+        y, places = k.advance(y, out * a.y_block), [a.y_block * number for number in range(tile.outs)]
+    residual = k.advance(residual, out * a.r_block)
     for pixel, vectors in enumerate(total):
         back = k.broadcast(k.load_scalar(factors, pixel))
         y_at, r_at = (k.load_int(pixels, pixel * PIXEL_COLUMNS + column) for column in (1, 2))
@@ -286,4 +293,4 @@ def _store(
                     vector = k.add(vector, k.load(residual, a.r_block * number + r_at))
                 else:
                     vector = apply(k, operation, vector)
-            k.store(vector, y, a.y_block * number + y_at)
+            k.store(vector, y, places[number] + y_at)

@@ -22,6 +22,7 @@ from convwright.model.lower import (
     grouped,
     im2col,
     paired,
+    paired_transposed,
     planar,
     subpixel,
     transposed,
@@ -35,6 +36,7 @@ from convwright.runtime.machine import caches
 ROWS: tuple[Algorithm, ...] = (
     direct.ROW,
     paired.ROW,
+    paired_transposed.ROW,
     grouped.ROW,
     depthwise.ROW,
     depthwise_planes.ROW,

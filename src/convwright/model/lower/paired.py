@@ -155,13 +155,33 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
     add(b, layer, g, x, b.new_blocked(layer.output), residual)
 
 
-def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Value | None) -> None:
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Output vectors of a layer that are not the channel blocks of one pixel (see `lower.paired_transposed`).
+
+    - `packed`, `bias`: of all vectors.
+    - `places`: floats from the first output of a pixel to each of its vectors.
+    - `steps`: rows and columns of the output from a pixel's to the next one's.
+    - `kind`: what reports say.
+    """
+
+    packed: paired_weights.Packed
+    bias: np.ndarray
+    places: np.ndarray
+    steps: tuple[int, int]
+    kind: str
+
+
+def add(
+    b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Value | None, outputs: Outputs | None = None
+) -> None:
     """Add the step that computes the layer from `x`, which lies in its halo, to `y`.
 
+    `outputs`: where they do not lie as those of a convolution of this geometry; then no residual is added.
     Where channels lie in an order of the plan's own (`lower.regroup`), direct summation does it.
     """
     node, v = layer.node, b.v
-    if layer.output in b.orders or node.inputs[0] in b.orders:
+    if outputs is None and (layer.output in b.orders or node.inputs[0] in b.orders):
         direct.add(b, layer, g, x, y, residual)
         return
     reduction = g.own_channels * math.prod(g.kernel)
@@ -170,36 +190,41 @@ def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Val
     room = caches().l2 // (2 if b.threads == b.team else 4)
     pixels = math.prod(g.out_size)
     c = cut_of(pixels, x.n, reduction, g.out_channels, b.target, b.threads, room)
-    packed = paired_weights.packed(b.weights, node.inputs[1], (g.out_channels, g.own_channels, *g.kernel))
+    if outputs is not None:
+        packed, bias = outputs.packed, outputs.bias
+    else:
+        packed = paired_weights.packed(b.weights, node.inputs[1], (g.out_channels, g.own_channels, *g.kernel))
+        bias = b.weights.bias(node.input(2), g.out_channels)
     scratch_thread = paired.scratch_floats(c.strip, c.tiles, blocks, v)
     scratch = Buffer(4 * scratch_thread * b.team)
-    tile = paired.PairedTile(c.tiles, c.outs, reduction % v > 0, layer.epilogue)
-    bias, turns = b.weights.bias(node.input(2), g.out_channels), -(-vectors // c.outs)
+    tile = paired.PairedTile(c.tiles, c.outs, reduction % v > 0, layer.epilogue, outputs is not None)
+    turns = -(-vectors // c.outs)
     arguments = {
         "x": b.inside(x, g), "w": b.static(packed.weights), "bias": b.static(bias), "y": y.ref,
         "residual": residual.ref if residual else 0, "scratch": Ref(scratch),
-        "pixels": b.static(_pixels(g, x, y, residual, v)), "places": b.static(_places(g, x, v)),
+        "pixels": b.static(_pixels(g, x, y, residual, v, outputs.steps if outputs else (1, 1))),
+        "places": b.static(_places(g, x, v)),
         "channel_scales": b.static(packed.channel_scales), "squares": b.static(packed.squares),
-        "out_scales": b.static(packed.out_scales),
+        "out_scales": b.static(packed.out_scales), "out_places": b.static(outputs.places) if outputs else 0,
         "parts": c.parts, "part_turns": -(-turns // c.parts), "vectors": vectors, "images": x.n,
         "strips": c.strips, "strip": c.strip, "all_pixels": pixels,
         "blocks": reduction // v, "x_image": x.image, "w_out": reduction * v, "y_image": y.image, "y_block": y.block,
         "r_image": residual.image if residual else 0, "r_block": residual.block if residual else 0,
         "scratch_thread": scratch_thread,
     }  # fmt: skip
-    kind = "1x1" if g.kernel == (1, 1) else "dense"
+    kind = outputs.kind if outputs else "1x1" if g.kernel == (1, 1) else "dense"
     why = f"{kind}, products in pairs: {c.strips} strips of {c.strip} pixels, {c.tiles} pixels by {c.outs} vectors"
     reads = [x, residual] if residual else [x]
     b.step(tile.name(b.target), paired, tile, arguments, c.parts * x.n * c.strips, reads, [y], why, g.macs * x.n)
     b.steps[-1].touches.append((scratch, 0, scratch.nbytes, True, "inside"))
 
 
-def _pixels(g: Geometry, x: Value, y: Value, residual: Value | None, v: int) -> np.ndarray:
-    """The kernel's table of pixels."""
+def _pixels(g: Geometry, x: Value, y: Value, residual: Value | None, v: int, steps: tuple[int, int]) -> np.ndarray:
+    """The kernel's table of pixels; `steps`: as in `Outputs`."""
     rows, cols = np.arange(g.out_size[0])[:, None], np.arange(g.out_size[1])[None]
     table = np.zeros((*g.out_size, paired.PIXEL_COLUMNS), np.int64)
     table[..., 0] = rows * (g.stride[0] * x.row) + cols * (g.stride[1] * v)
-    table[..., 1] = rows * y.row + cols * v
+    table[..., 1] = rows * (steps[0] * y.row) + cols * (steps[1] * v)
     if residual is not None:
         table[..., 2] = rows * residual.row + cols * v
     return table.reshape(-1, paired.PIXEL_COLUMNS)

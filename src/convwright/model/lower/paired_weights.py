@@ -7,7 +7,7 @@ the sign of its input (see ``kernels.paired``). They are held as the kernel read
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,15 +41,33 @@ def packed(weights: Weights, name: str, shape: tuple[int, int, int, int]) -> Pac
     """Of the constant `[K, C, kh, kw]`: of each output, the channels of one tap after another."""
     outputs, own, *kernel = shape
     flat = outputs, own * math.prod(kernel)
+
+    def rows(weight: np.ndarray) -> np.ndarray:
+        return weight.reshape(shape).transpose(0, 2, 3, 1).reshape(flat)
+
+    def back(made: np.ndarray) -> np.ndarray:
+        return made.reshape(outputs, *kernel, own).transpose(0, 3, 1, 2)
+
+    return packed_rows(weights, name, (), flat, rows, back)
+
+
+def packed_rows(
+    weights: Weights, name: str, key: tuple[Hashable, ...], shape: tuple[int, int],
+    rows: Callable[[np.ndarray], np.ndarray], back: Callable[[np.ndarray], np.ndarray],
+) -> Packed:  # fmt: skip
+    """Of the matrix `[K, products of an output]` of this shape that `rows` makes of the constant; `back`: its inverse.
+
+    `key`: what `rows` depends on.
+    """
     lost: Lost = []
 
     def make(weight: np.ndarray) -> np.ndarray:
-        return pack(weight.reshape(shape).transpose(0, 2, 3, 1).reshape(flat), weights.v, lost)
+        return pack(rows(weight), weights.v, lost)
 
     def restore(made: np.ndarray) -> np.ndarray:
-        return unpack(made, flat, weights.v, lost).reshape(outputs, *kernel, own).transpose(0, 3, 1, 2)
+        return back(unpack(made, shape, weights.v, lost))
 
-    return parts_of(weights.derived(name, ("paired",), make, restore), flat, weights.v)
+    return parts_of(weights.derived(name, ("paired", *key), make, restore), shape, weights.v)
 
 
 def parts_of(flat: np.ndarray, shape: tuple[int, int], v: int) -> Packed:
