@@ -23,6 +23,7 @@ from convwright.model.weights import Weights
 from tests.convolutions import Random
 from tests.kernels import each_target
 from tests.plans import graph_of, planned
+from tests.sweeps import check_each, on_targets
 from tests.test_paired import bound_of
 
 PIXELS, OUT_CHANNELS = 27, 33
@@ -98,10 +99,56 @@ CASES: dict[str, Draw] = {
 @pytest.mark.parametrize("name", CASES)
 def test_errors_stay_within_the_bound(target: Target, channels: int, name: str) -> None:
     rng = np.random.default_rng(channels)
-    drawn = CASES[name](rng, normal(rng, channels, PIXELS), normal(rng, OUT_CHANNELS, channels))
-    x, w = (array.astype(np.float32) for array in drawn)
+    arrays = CASES[name](rng, normal(rng, channels, PIXELS), normal(rng, OUT_CHANNELS, channels))
+    x, w = (array.astype(np.float32) for array in arrays)
     y, expected = result(x, w, target), exact(x, w)
     assert np.abs(y - expected).max() <= bound_of(channels) * np.abs(expected).max()
+
+
+def drawn(seed: int) -> tuple[Floats, Floats]:
+    """Inputs `[C, pixels]` and weights `[K, C]` of random distributions: with a mean, sparse, with heavy tails, of
+    unlike channels, pixels and output channels, weights whose sum is zero."""
+    rng = np.random.default_rng(seed)
+    channels, outputs = int(rng.choice((8, 16, 72, 256, 1024))), int(rng.choice((1, 4, 16, 33)))
+    x = rng.standard_normal((channels, PIXELS))
+    w = rng.standard_normal((outputs, channels))
+
+    def sizes(shape: tuple[int, int], orders: float) -> NDArray[np.float64]:
+        return np.asarray(10 ** (rng.standard_normal(shape) * rng.uniform(0, orders)))
+
+    def does(probability: float) -> bool:
+        return bool(rng.random() < probability)
+
+    x = np.maximum(x, 0) if does(0.3) else x
+    x = 1 + x * 10 ** rng.uniform(-2, 0) if does(0.3) else x
+    w = 1 + w * 10 ** rng.uniform(-2, 0) if does(0.2) else w
+    w = w - w.mean(1, keepdims=True) if does(0.2) else w
+    x = x * (rng.random(x.shape) < rng.uniform(0.02, 1)) if does(0.3) else x
+    w = w * (rng.random(w.shape) < rng.uniform(0.02, 1)) if does(0.3) else w
+    x = x * sizes((channels, 1), 2) if does(0.4) else x
+    w = w * sizes((1, channels), 2) if does(0.4) else w
+    x = x * sizes(x.shape, 1) if does(0.2) else x
+    w = w * sizes(w.shape, 1) if does(0.2) else w
+    x = x * sizes((1, PIXELS), 3) if does(0.2) else x
+    w = w * sizes((outputs, 1), 3) if does(0.2) else w
+    return x.astype(np.float32), w.astype(np.float32)
+
+
+@on_targets(100, full=(3000, 1000))
+def test_random_distributions(target: Target, seeds: range) -> None:
+    """Where the largest inputs meet no weights, or terms cancel, digits are lost of what the product of the norms of a
+    pixel's inputs and an output's weights lets expect, both as they are scaled (Brent, 1970)."""
+
+    def check(arrays: tuple[Floats, Floats]) -> None:
+        x, w = arrays
+        y, expected = result(x, w, target), exact(x, w)
+        v = target.vector
+        scales = np.abs(paired_weights.parts_of(paired_weights.pack(w, v, []), w.shape, v).channel_scales[: len(x)])
+        of_pixels = np.linalg.norm(x.astype(np.float64) * scales[:, None], axis=0)
+        norms = np.linalg.norm(w / scales.astype(np.float64), axis=1).max() * of_pixels.max() / np.sqrt(len(x))
+        assert np.abs(y - expected).max() <= bound_of(len(x)) * max(np.abs(expected).max(), norms)
+
+    check_each(seeds, drawn, check)
 
 
 @each_target

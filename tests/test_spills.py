@@ -215,11 +215,12 @@ def test_winograd(target: Target) -> None:
         assert share_of_spills(winograd.emit, tile, target) <= 0.125, tile
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize(("tiles", "outs"), [(10, 2), (11, 2), (22, 1), (5, 3)])
-def test_products_in_pairs(tiles: int, outs: int) -> None:
+def test_products_in_pairs(tiles: int, outs: int, half: bool) -> None:
     """Of 16 channels 11 multiply-adds and 10 additions for a sum, each with its input from memory in the instruction
     itself. Some values lie on the stack for a while: 5 in 100 instructions cost nothing that a measurement shows."""
-    target, tile = target_named("avx512"), paired.PairedTile(tiles, outs)
+    target, tile = target_named("avx512"), paired.PairedTile(tiles, outs, half)
     text, sums = assembly(tile.key, lambda: paired.emit(tile, target), target), tiles * outs
     (loop,) = [loop for loop in innermost_loops(text) if "vaddps" in "\n".join(loop)]
     vectors = [line for line in loop if VECTOR.search(line)]
