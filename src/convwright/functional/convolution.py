@@ -38,7 +38,7 @@ def conv(
     - `groups`: channels in this many independent groups.
     - `padding_mode`: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
     - `flip`: True for the convolution of mathematics, False for the cross-correlation of deep learning.
-    - `algorithm`: `"auto"`, or a name from `algorithms`, such as `"direct"` or `"winograd"`.
+    - `algorithm`: `"auto"`, or a name from `algorithms`, such as `"direct"`, `"paired"` or `"winograd"`.
     - `out`: an array for the result, which is then returned. It may share memory with `x`.
     - `threads`: by default all cores that this process may use.
     - `numerics`: `"strict"` keeps to direct summation, of long sums in pieces; the default allows algorithms that stay
