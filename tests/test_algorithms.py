@@ -20,6 +20,7 @@ from tests.functional import normal, refused
 SPECS: list[tuple[cw.ConvSpec, tuple[int, ...]]] = [
     (cw.ConvSpec(16, 32, (3, 3), padding=1), (20, 21)),
     (cw.ConvSpec(16, 16, (3, 3), stride=2, groups=4), (20, 21)),
+    (cw.ConvSpec(3, 16, (7, 7), stride=2, padding=3), (40, 41)),
     (cw.ConvSpec(16, 16, (5,), padding="same", stride=3, groups=16), (40,)),
     (cw.ConvSpec(8, 8, (3, 3, 3), padding=1), (7, 8, 9)),
     (cw.ConvSpec(8, 6, (4, 4), stride=2, padding=1, transposed=True), (9, 7)),

@@ -39,6 +39,7 @@ from convwright.kernels import (
     planar,
     pool,
     winograd,
+    winograd_planes,
 )
 from convwright.model.lower import depthwise_planes as depthwise_planes_lowering
 from convwright.model.lower import grouped as grouped_lowering
@@ -46,6 +47,7 @@ from convwright.model.lower import integer_channels
 from convwright.model.lower import integer_planes as integer_planes_lowering
 from convwright.model.lower import planar as planar_lowering
 from convwright.model.lower import winograd as winograd_lowering
+from convwright.model.lower import winograd_planes as winograd_planes_lowering
 from convwright.model.lower.integer_layer import window_of
 from convwright.model.problem import Problem
 from convwright.model.tiles import choose_tile
@@ -237,6 +239,19 @@ def test_products_in_pairs_in_few_registers(target: Target, tiles: int, outs: in
     tile = paired.PairedTile(tiles, outs)
     additions = re.compile(r"addps")
     assert share_of_spills(paired.emit, tile, target, additions.search) <= 0.02
+
+
+@all_targets
+@pytest.mark.parametrize(("kernel", "stride"), [((7, 7), 2), ((11, 11), 4), ((5, 5), 2), ((3, 3), 1)])
+def test_winograd_of_first_layers(target: Target, kernel: tuple[int, int], stride: int) -> None:
+    spec = ConvSpec(3, 64, kernel, stride=stride, padding="same" if stride == 1 else 2)
+    problem = Problem(spec, (224, 224), 1, np.dtype(np.float32), target, 2, plain_input=True)
+    tile = winograd_planes_lowering.cut(problem).tile
+    transposes = re.compile(r"unpck")
+    products = share_of_spills(winograd_planes.emit, tile, target, lambda loop: not transposes.search(loop))
+    assert products <= (0.0 if target.registers >= 32 else 0.02), tile
+    # of transforms of up to 31 inputs
+    assert share_of_spills(winograd_planes.emit, tile, target) <= (0.125 if target.registers >= 32 else 0.3), tile
 
 
 # Input channels, output channels, kernel and options of layers that direct summation on planes is for.

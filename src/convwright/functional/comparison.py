@@ -16,6 +16,7 @@ from convwright.errors import ConvwrightError
 from convwright.functional.arrays import REAL
 from convwright.functional.convolution import conv, conv_transpose
 from convwright.model.lower.conv import ROWS, cost
+from convwright.model.lower.ways import name_of
 from convwright.model.problem import Algorithm, Problem
 from convwright.model.report import render
 from convwright.runtime.ceilings import cycle_seconds
@@ -147,7 +148,7 @@ def algorithms(
         if reason is not None:
             reports.append(AlgorithmReport(row.name, row.variant, reason))
             continue
-        wish = row.name if able.count(row.name) == 1 else f"{row.name}-{row.variant}"
+        wish = row.name if able.count(row.name) == 1 else name_of(row, p)
         if measure and progress is not None:
             progress(f"{row.name} {row.variant}")
         reports.append(_report(row, p, wish, measured_seconds(p, wish) if measure else None))

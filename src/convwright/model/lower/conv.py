@@ -28,6 +28,7 @@ from convwright.model.lower import (
     transposed,
     volumes,
     winograd,
+    winograd_planes,
 )
 from convwright.model.problem import Algorithm, Problem, choose, problem_of
 from convwright.model.values import Halo
@@ -42,6 +43,7 @@ ROWS: tuple[Algorithm, ...] = (
     depthwise_planes.ROW,
     winograd.ROW,
     winograd.DEEP,
+    winograd_planes.ROW,
     volumes.ROW,
     transposed.ROW,
     subpixel.ROW,
@@ -59,7 +61,7 @@ _SHUFFLE_CYCLES = 10.0  # of a vector whose lanes come from several channel bloc
 def conversion_cycles(row: Algorithm, p: Problem) -> float:
     """Estimated cycles, on each thread, of the changes of layout that this row makes necessary."""
     cycles, steps = 0.0, 0
-    if p.plain_input == row.blocked and not (row is direct.ROW and direct.reads_planes(p)):
+    if p.plain_input == row.blocked and not _reads_planes(row, p):
         cycles += _conversion(p, p.spec.in_channels * math.prod(p.size))
         steps += 1
     outputs = p.spec.out_channels * math.prod(p.out_size)
@@ -75,6 +77,11 @@ def conversion_cycles(row: Algorithm, p: Problem) -> float:
             cycles += _conversion(p, outputs) * (2 if p.plain_output else 1)
             steps += 2 if p.plain_output else 1
     return cycles / p.threads + (steps * _MEETING_CYCLES if p.threads > 1 else 0.0)
+
+
+def _reads_planes(row: Algorithm, p: Problem) -> bool:
+    """Whether a row that writes channel blocks reads its input as plain planes."""
+    return row is winograd_planes.ROW or (row is direct.ROW and direct.reads_planes(p))
 
 
 def _conversion(p: Problem, elements: int) -> float:
@@ -140,7 +147,7 @@ def needs_halo(b: Builder, layer: Layer) -> dict[str, Halo]:
     """Zeros that the layer wants around its input."""
     p = problem_of(b, layer)
     row = algorithm_of(p)
-    if not row.blocked or (row is direct.ROW and direct.reads_planes(p)):
+    if not row.blocked or _reads_planes(row, p):
         return {}
     return {layer.node.inputs[0]: row.halo(p) if row.halo else geometry_of(p).halo}
 
