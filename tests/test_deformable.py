@@ -29,7 +29,7 @@ from tests.convolutions import ACTIVATIONS, RESIDUAL, Epilogue, compare, random_
 from tests.kernels import each_target
 from tests.plans import Arrays, Planned, graph_of, planned
 from tests.sweeps import check_each, on_host, on_targets
-from tests.test_spills import spilling
+from tests.test_spills import share_of_spills, spilling
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Case:
     threads: int = 1
     at_end: bool = True
     chunk_bytes: int = 0
+    numerics: str = "strict"
     seed: int = 0
 
     def arrays(self) -> tuple[Arrays, Arrays]:
@@ -96,7 +97,9 @@ class Case:
             else:
                 op, options = ACTIVATIONS[operation]
                 nodes.append(Node(op, [name], [f"y{number}"], dict(options)))
-        return planned(graph_of(nodes, inputs, [nodes[-1].outputs[0]], constants), target, self.threads)
+        return planned(
+            graph_of(nodes, inputs, [nodes[-1].outputs[0]], constants), target, self.threads, numerics=self.numerics
+        )
 
     def run(self, inputs: Arrays, constants: Arrays, target: Target) -> tuple[NDArray[Any], Planned]:
         with pytest.MonkeyPatch.context() as patch:
@@ -180,6 +183,36 @@ def test_boundary_channels(target: Target) -> None:
             simple((channels, out_channels), seed=channels).check(target)
         simple((1, 1), groups=channels, seed=channels).check(target)
         simple((channels, 2), offset_groups=channels, seed=channels).check(target)
+
+
+@each_target
+@pytest.mark.parametrize("beside", [True, False])
+def test_products_in_pairs(target: Target, beside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where additions have pipes of their own; the result is the same however the work is cut."""
+    monkeypatch.setattr(lowering, "adds_beside_multiply_adds", lambda _: beside)
+    v = target.vector
+    for channels, outs, size, epilogue in (
+        (v, 4 * v, (1, 1), ()),
+        (v, 4 * v + 1, (3, 7), (("relu",),)),
+        (3 * v, 5 * v - 1, (9, 5), (RESIDUAL, ("relu",))),
+        (2 * v, 6 * v, (13, 11), (("gelu",), RESIDUAL)),
+    ):
+        results = []
+        for threads, chunk_bytes in ((1, 10**7), (2, 0), (3, 40_000)):
+            case = simple(
+                (channels, outs), size=size, epilogue=epilogue, threads=threads, chunk_bytes=chunk_bytes,
+                at_end=threads != 2, numerics="default", offset_groups=1 + (channels > v),
+            )  # fmt: skip
+            inputs, constants = case.arrays()
+            result, plan = case.run(inputs, constants, target)
+            compare(result, *case.expected(inputs, constants), case)
+            assert [tile.pairs for tile in plan.tiles(deformable)] == [beside]
+            results.append(result)
+            np.testing.assert_array_equal(plan.builder.weights.array("w"), constants["w"])
+            strict = replace(case, numerics="strict").plan(inputs, constants, target)
+            assert [tile.pairs for tile in strict.tiles(deformable)] == [False]
+        for result in results[1:] if beside else ():
+            np.testing.assert_array_equal(result, results[0])
 
 
 @each_target
@@ -392,3 +425,6 @@ def test_the_innermost_loops_keep_their_vectors_in_registers(target: Target) -> 
         deformable.DeformableTile(side_by_side, (2, 2), modulated=True),
     ]
     assert not spilling(deformable, tiles, target)
+    # In pairs LLVM keeps a few addresses on the stack.
+    paired = deformable.DeformableTile(DirectTile(1, 11 if target.vector == 16 else 3, 2, target.vector), pairs=True)
+    assert share_of_spills(deformable.emit, paired, target) < 0.1

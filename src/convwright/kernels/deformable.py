@@ -7,14 +7,16 @@ output positions; it goes through two stages while everything stays in the cache
    position. Then, position by position, the four pixels are loaded, ``v`` channels at once, and their weighted sum, a
    column, goes to the thread's scratch. Columns of the whole image never exist.
 2. The columns are multiplied by the weights: as ``kernels.direct`` does it, where a group has many channels; where the
-   channels of several groups share a vector, lane by lane ("spread"), so that none is wasted.
+   channels of several groups share a vector, lane by lane ("spread"), so that none is wasted. Or in pairs, as
+   ``kernels.paired`` does it, where the columns are scaled on their way to its own part of the scratch.
 
 Pixels outside the input are read from the zeros of its halo: the input needs a row of zeros above it, or a column to
 its left. What lies a whole pixel or more outside is zero, infinitely far places too; an offset of NaN gives NaN. An
 offset is split into its whole part and its fraction before it is added to the position, which keeps all of its bits.
 
 Scratch of one thread, in elements: rows and columns of ``v`` positions; the four places (int32) and the four weights of
-``v`` positions; the columns, ``[blocks][taps][chunk][v]``, and a vector that is read past their end.
+``v`` positions; the columns, ``[blocks][taps][chunk][v]``, and a vector that is read past their end; what
+``kernels.paired`` needs for a strip of a chunk's pixels.
 """
 
 from __future__ import annotations
@@ -28,11 +30,13 @@ from llvmlite import ir
 
 from convwright.codegen.lang import I32, I64, Int, Integer, Kernel
 from convwright.codegen.target import Target
+from convwright.kernels import paired
 from convwright.kernels.arguments import Arguments, Reader
 from convwright.kernels.direct import TABLE_COLUMNS, DirectTile, Masks, store_tile, sum_tile
 
 ARGUMENTS = Arguments(
-    "x offset mask w bias y residual table runs scratch",
+    # places, channel_scales, squares, out_scales: as in kernels.paired, of a pixel of the columns
+    "x offset mask w bias y residual table runs scratch places channel_scales squares out_scales",
     # work: item -> (image, chunk of output positions)
     "chunks chunk pixels tiles run_count offset_groups taps_high taps_wide high wide wrap_cols "
     "stride_high stride_wide pad_high pad_wide dilation_high dilation_wide channels w_out scratch_thread "
@@ -56,6 +60,7 @@ class DeformableTile:
     split: offset groups share blocks: columns are stored under lane masks.
     narrow: chunks are shorter than a vector.
     element: "f32" or "f64", of all tensors.
+    pairs: products are summed in pairs; ``tiles`` is the number of output vectors then, and there is no table.
     """
 
     product: DirectTile
@@ -64,13 +69,14 @@ class DeformableTile:
     split: bool = False
     narrow: bool = False
     element: str = "f32"
+    pairs: bool = False
 
     @property
     def key(self) -> str:
         return f"deformable-{self!r}"
 
     def name(self, target: Target) -> str:
-        kind = "deformable-spread" if self.own[0] else "deformable"
+        kind = "deformable-spread" if self.own[0] else "deformable-paired" if self.pairs else "deformable"
         return f"{self.element}-{kind}-{self.product.cols}x{self.product.outs}-{target.name}"
 
 
@@ -121,7 +127,7 @@ def emit(tile: DeformableTile, target: Target) -> ir.Module:
             count = k.smaller(a.chunk - at, k.v)
             with k.loop(0, a.run_count) as run:
                 _write_run(k, a, tile, bounds, run, image, first + at, wanted - at, count, scratch, columns, at)
-        _multiply(k, a, tile, columns, image, first)
+        (_multiply_in_pairs if tile.pairs else _multiply)(k, a, tile, columns, image, first)
     return k.finish()
 
 
@@ -251,6 +257,47 @@ def _multiply(k: Kernel, a: Reader, tile: DeformableTile, columns: ir.Value, ima
                 corner = k.advance(columns, left * k.v)
                 sums = sum_tile(k, as_input, product, corner, w, bias, channel, masks, wanted // product.cols % UNROLL)
             store_tile(k, a, product, sums, y, residual, 0, first + left, masks)
+
+
+def _multiply_in_pairs(k: Kernel, a: Reader, tile: DeformableTile, columns: ir.Value, image: Int, first: Int) -> None:
+    """As ``_multiply``, of one group whose channels fill vectors."""
+    own = paired.PairedTile(tile.product.cols, tile.product.outs)
+    blocks = a.channels // k.v * (a.taps_high * a.taps_wide)
+    pair: Any = SimpleNamespace(
+        places=a.places, channel_scales=a.channel_scales, blocks=blocks, w=a.w, w_out=a.w_out, squares=a.squares
+    )
+    turns = (a.chunk + (own.tiles - 1)) // own.tiles
+    room = k.advance(columns, (blocks + _GAP) * (a.chunk * k.v) + k.v)
+    tile_floats, tile_numbers = blocks * (own.tiles * k.v), k.v * paired.vectors_of(own, k.v)
+    sums = k.advance(room, turns * tile_floats)
+    factors = k.advance(sums, turns * tile_numbers)
+    a_channel = k.div(ir.Constant(k.scalar_type, 1.0), _real(k, blocks * k.v))
+    with k.loop(0, turns) as turn:
+        left = k.smaller(turn * own.tiles, a.chunk - own.tiles)
+        together = min(paired.TOGETHER, own.tiles)
+        with k.loop(0, own.tiles, together) as wanted:
+            pixel = k.smaller(wanted, own.tiles - together)
+            places = [(left + pixel + number) * k.v for number in range(together)]
+            to = k.advance(room, turn * tile_floats + pixel * k.v)
+            numbers = (k.advance(base, turn * tile_numbers + pixel) for base in (sums, factors))
+            paired.prepare(k, pair, own, columns, places, a_channel, to, *numbers)
+    with k.loop(0, a.tiles, own.outs) as wanted, k.loop(0, turns) as turn:
+        out = k.smaller(wanted, a.tiles - own.outs)
+        left = k.smaller(turn * own.tiles, a.chunk - own.tiles)
+        total = paired.multiply(
+            k, pair, own, k.advance(room, turn * tile_floats), k.advance(sums, turn * tile_numbers), out, turn % 4
+        )
+        scales = [k.load(a.out_scales, (out + number) * k.v) for number in range(own.outs)]
+        biases = [k.load(a.bias, (out + number) * k.v) for number in range(own.outs)]
+        for column, vectors in enumerate(total):
+            back = k.broadcast(k.load_scalar(factors, turn * tile_numbers + column))
+            vectors[:] = [
+                k.fma(vector, k.mul(scale, back), bias)
+                for vector, scale, bias in zip(vectors, scales, biases, strict=True)
+            ]
+        y = k.advance(a.y, image * a.y_image + out * a.y_block)
+        residual = k.advance(a.residual, image * a.r_image + out * a.r_block)
+        store_tile(k, a, tile.product, total, y, residual, 0, first + left, [None] * own.outs)
 
 
 def _sum_spread(

@@ -53,7 +53,7 @@ PIXEL_COLUMNS = 3
 """A pixel's input, output and residual, in floats from the image's first."""
 
 _IN_PAIRS = (0, 2, 3, 5, 6)  # pairs of a vector's channels, of eight or fewer, that become one product
-_TOGETHER = 4  # pixels that are copied together: enough that they do not wait for each other
+TOGETHER = 4  # pixels that are copied together: enough that they do not wait for each other
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
     room = k.advance(a.scratch, k.thread * a.scratch_thread)
     tile_floats = (a.blocks + int(tile.half)) * (tile.tiles * k.v)
     sums = k.advance(room, turns * tile_floats)
-    factors = k.advance(sums, turns * k.v * _vectors(tile, k.v))
+    factors = k.advance(sums, turns * k.v * vectors_of(tile, k.v))
     channels = k.b.sitofp((a.blocks * k.v + (k.v // 2 if tile.half else 0)).value, k.scalar_type)
     a_channel = k.div(ir.Constant(k.scalar_type, 1.0), channels)
     with k.loop(k.begin, k.end) as item:
@@ -109,21 +109,21 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
         x = k.advance(a.x, image * a.x_image)
         with k.loop(0, turns) as turn:
             own = k.b.gep(pixels, [(_start(k, a, tile, turn) * PIXEL_COLUMNS).value], source_etype=I64)
-            of_turn = [k.advance(base, turn * (k.v * _vectors(tile, k.v))) for base in (sums, factors)]
-            together = min(_TOGETHER, tile.tiles)
+            of_turn = [k.advance(base, turn * (k.v * vectors_of(tile, k.v))) for base in (sums, factors)]
+            together = min(TOGETHER, tile.tiles)
             with k.loop(0, tile.tiles, together) as wanted:
                 pixel = k.smaller(wanted, tile.tiles - together)
                 places = [k.load_int(own, (pixel + number) * PIXEL_COLUMNS) for number in range(together)]
                 to = k.advance(room, turn * tile_floats + pixel * k.v)
-                _prepare(k, a, tile, x, places, a_channel, to, *(k.advance(base, pixel) for base in of_turn))
+                prepare(k, a, tile, x, places, a_channel, to, *(k.advance(base, pixel) for base in of_turn))
         y, residual = k.advance(a.y, image * a.y_image), k.advance(a.residual, image * a.r_image)
         start = part * a.part_turns * tile.outs
         stop = k.minimum(start + a.part_turns * tile.outs, a.vectors)
         with k.loop(start, stop, tile.outs) as wanted, k.loop(0, turns) as turn:
             out = k.smaller(wanted, a.vectors - tile.outs)
             own = k.b.gep(pixels, [(_start(k, a, tile, turn) * PIXEL_COLUMNS).value], source_etype=I64)
-            of_turn = [k.advance(base, turn * (k.v * _vectors(tile, k.v))) for base in (sums, factors)]
-            total = _multiply(k, a, tile, k.advance(room, turn * tile_floats), of_turn[0], out, turn % 4)
+            of_turn = [k.advance(base, turn * (k.v * vectors_of(tile, k.v))) for base in (sums, factors)]
+            total = multiply(k, a, tile, k.advance(room, turn * tile_floats), of_turn[0], out, turn % 4)
             _store(k, a, tile, total, y, residual, own, of_turn[1], out)
     return k.finish()
 
@@ -133,7 +133,7 @@ def _start(k: Kernel, a: Reader, tile: PairedTile, turn: Int) -> Int:
     return k.smaller(turn * tile.tiles, a.strip - tile.tiles)
 
 
-def _vectors(tile: PairedTile, v: int) -> int:
+def vectors_of(tile: PairedTile, v: int) -> int:
     """That hold a number for each pixel of a tile."""
     return -(-tile.tiles // v)
 
@@ -141,13 +141,14 @@ def _vectors(tile: PairedTile, v: int) -> int:
 # -- inputs ------------------------------------------------------------------------------------------------------------
 
 
-def _prepare(
+def prepare(
     k: Kernel, a: Reader, tile: PairedTile, x: ir.Value, places: Sequence[Int], a_channel: ir.Value, to: ir.Value,
     sums: ir.Value, factors: ir.Value,
 ) -> None:  # fmt: skip
     """Copy the channels of some pixels, which lie at ``places``, scaled, and sum their a1 a2.
 
-    ``a_channel``: one divided by the number of channels.
+    ``a_channel``: one divided by the number of channels. Of the arguments it reads ``places``, ``channel_scales`` and
+    ``blocks``.
     """
 
     def scaled(block: Integer, mask: ir.Value | None) -> Iterator[ir.Value]:
@@ -234,10 +235,13 @@ def _power_of_two(k: Kernel, exponent: ir.Value) -> ir.Value:
 # -- products ----------------------------------------------------------------------------------------------------------
 
 
-def _multiply(
+def multiply(
     k: Kernel, a: Reader, tile: PairedTile, room: ir.Value, sums: ir.Value, out: Int, quarter: Int
 ) -> list[list[ir.Value]]:
-    """The sums ``[pixel][out]`` of one register tile; meanwhile a quarter of the next turn's weights is fetched."""
+    """The sums ``[pixel][out]`` of one register tile; meanwhile a quarter of the next turn's weights is fetched.
+
+    Of the arguments it reads ``w``, ``w_out``, ``squares`` and ``blocks``.
+    """
     squares = [k.load(a.squares, (out + number) * k.v) for number in range(tile.outs)]
     of_pixels = [k.broadcast(k.load_scalar(sums, pixel)) for pixel in range(tile.tiles)]
     total = [[k.variable(k.sub(square, own)) for square in squares] for own in of_pixels]

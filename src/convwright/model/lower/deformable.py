@@ -12,19 +12,22 @@ from convwright.codegen.lang import lanes
 from convwright.codegen.target import Target
 from convwright.errors import ConvwrightError
 from convwright.graph.shape_rules.windows import axis_list, window_padding
-from convwright.kernels import deformable, interleave
+from convwright.kernels import deformable, interleave, paired
 from convwright.kernels.direct import DirectTile
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.lower import direct
+from convwright.model.lower import direct, paired_weights
 from convwright.model.lower.channels import with_halo
 from convwright.model.lower.direct import output_tiles, vectors_a_group
+from convwright.model.lower.paired import tile_of
 from convwright.model.tiles import Shape, choose_tile, most_pixels
 from convwright.model.values import NO_HALO, Buffer, Halo, Ref, Value, blocks_of
 from convwright.model.weights import entries_of, pack_direct, pack_spread
+from convwright.runtime.machine import adds_beside_multiply_adds
 
 _WEIGHTS, _OFFSET, _BIAS, _MASK = 1, 2, 3, 4  # places among the operator's inputs
 _COLUMN_BYTES = 256 * 1024  # of one chunk's columns: a part of a second-level cache of 1 MB
+_PAIRED_VECTORS = 4  # of outputs: with fewer, scaling the columns takes as long as pairs of products save
 _ZEROS: Halo = (1, 0, 0, 0)  # where samples outside the input are read
 
 
@@ -102,13 +105,20 @@ def lower(b: Builder, layer: Layer) -> None:
         pieces=not work.spread and direct.in_pieces(b.numerics, g.own[0] * g.taps, element), epilogue=layer.epilogue,
     )  # fmt: skip
     own = g.own if work.spread else (0, 0)
-    tile = deformable.DeformableTile(product, own, mask is not None, split, cut.chunk < v, element)
-    scratch_thread = deformable.scratch_elements(blocks_of(g.channels, v), g.taps, cut.chunk, v)
+    pairs = work.pairs
+    tile = deformable.DeformableTile(product, own, mask is not None, split, cut.chunk < v, element, pairs is not None)
+    blocks = blocks_of(g.channels, v)
+    scratch_thread = deformable.scratch_elements(blocks, g.taps, cut.chunk, v)
+    if pairs is not None:
+        scratch_thread += paired.scratch_floats(cut.chunk, cut.cols, blocks * g.taps, v)
     scratch = Buffer(dtype.itemsize * scratch_thread * b.threads)
     arguments = {
         "x": x.ref, "offset": offset.ref, "mask": mask.ref if mask else 0, "w": b.static(packed),
         "bias": b.static(work.bias), "y": y.ref, "residual": residual.ref if residual else 0,
         "table": b.static(work.table), "runs": b.static(runs), "scratch": Ref(scratch),
+        "places": b.static(np.arange(blocks * g.taps, dtype=np.int64) * (cut.chunk * v)) if pairs else 0,
+        "channel_scales": b.static(pairs.channel_scales) if pairs else 0,
+        "squares": b.static(pairs.squares) if pairs else 0, "out_scales": b.static(pairs.out_scales) if pairs else 0,
         "chunks": cut.chunks, "chunk": cut.chunk, "pixels": math.prod(y.size),
         "tiles": len(work.table), "run_count": len(runs),
         "offset_groups": g.offset_groups, "taps_high": g.kernel[0], "taps_wide": g.kernel[1],
@@ -123,6 +133,8 @@ def lower(b: Builder, layer: Layer) -> None:
         "r_row": residual.row if residual else 0,
     }  # fmt: skip
     kind = "groups side by side in a vector" if work.spread else "dense" if g.groups == 1 else "grouped"
+    if pairs is not None:
+        kind = "products in pairs"
     why = f"{kind}: {cut.chunks} chunks of {cut.chunk} positions, tiles of {cut.cols} by {cut.outs} vectors"
     reads: list[Value] = [value for value in (x, offset, mask, residual) if value is not None]
     macs = g.taps * g.own[0] * g.out_channels * math.prod(y.size) * x.n
@@ -176,7 +188,8 @@ class _Cut:
 class _Products:
     """The second stage of the kernel: its weights, its output tiles and how they are cut.
 
-    ``masked``: tiles cover lanes of other groups. ``spread``: groups lie side by side in a vector.
+    ``masked``: tiles cover lanes of other groups. ``spread``: groups lie side by side in a vector. ``pairs``: all that
+    products in pairs read, where they are.
     """
 
     packed: np.ndarray
@@ -185,10 +198,13 @@ class _Products:
     cut: _Cut
     masked: bool = False
     spread: bool = False
+    pairs: paired_weights.Packed | None = None
 
 
 def _products(b: Builder, layer: Layer, g: _Numbers, dtype: np.dtype, pixels: int, images: int) -> _Products:
     v = lanes(b.target, "f64" if dtype == np.float64 else "f32")
+    if dtype == np.float32 and _in_pairs(b, g):
+        return _paired_products(b, layer, g, pixels, images)
     spread = g.groups > 1 and deformable.why_not_spread(*g.own, v) is None
     packed, bias = _constants(b, layer, g, dtype, spread)
     most = max(1, _COLUMN_BYTES // (dtype.itemsize * blocks_of(g.channels, v) * g.taps * v))
@@ -204,6 +220,36 @@ def _products(b: Builder, layer: Layer, g: _Numbers, dtype: np.dtype, pixels: in
     cut = _cut(pixels, most, images, b.threads, shape_of)
     table = output_tiles(entries, cut.outs, g.own[0], reduction, v)
     return _Products(packed, bias, table, cut, masked=g.groups > 1 and g.own[1] % v != 0)
+
+
+def _in_pairs(b: Builder, g: _Numbers) -> bool:
+    """Whether products in pairs gain more than scaling the columns costs."""
+    fits = g.groups == 1 and g.channels % b.v == 0 and g.out_channels >= _PAIRED_VECTORS * b.v
+    return fits and b.numerics != "strict" and adds_beside_multiply_adds(b.target)
+
+
+def _paired_products(b: Builder, layer: Layer, g: _Numbers, pixels: int, images: int) -> _Products:
+    v, name = b.v, layer.node.inputs[_WEIGHTS]
+    reduction, vectors = g.channels * g.taps, blocks_of(g.out_channels, v)
+
+    def rows(weight: np.ndarray) -> np.ndarray:
+        """Of each output, the taps of one block after another's."""
+        return weight.reshape(g.out_channels, -1, v, g.taps).swapaxes(2, 3).reshape(g.out_channels, reduction)
+
+    def back(made: np.ndarray) -> np.ndarray:
+        return made.reshape(g.out_channels, -1, g.taps, v).swapaxes(2, 3)
+
+    packed = paired_weights.packed_rows(b.weights, name, ("columns",), (g.out_channels, reduction), rows, back)
+    most = max(1, _COLUMN_BYTES // (4 * reduction))
+
+    def shape_of(chunk: int) -> Shape:
+        cols, outs, cycles = tile_of(chunk, vectors, reduction, b.target)
+        return Shape(1, cols, outs, cycles)
+
+    cut = _cut(pixels, most, images, b.threads, shape_of)
+    bias = b.weights.bias(layer.node.input(_BIAS), g.out_channels)
+    table = np.zeros((vectors, 0), np.int64)
+    return _Products(packed.weights, bias, table, cut, pairs=packed)
 
 
 def _constants(b: Builder, layer: Layer, g: _Numbers, dtype: np.dtype, spread: bool) -> tuple[np.ndarray, np.ndarray]:

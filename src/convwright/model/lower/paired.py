@@ -114,6 +114,16 @@ def cut_of(pixels: int, images: int, reduction: int, out_channels: int, target: 
     return best
 
 
+def tile_of(pixels: int, vectors: int, reduction: int, target: Target) -> tuple[int, int, float]:
+    """A register tile, pixels by vectors, for a strip of so many pixels, and its estimated cycles."""
+    outs = min(2, vectors)
+    turns = -(-pixels // _MOST[target.registers][outs])
+    tiles = -(-pixels // turns)
+    product = reduction * _PRODUCT * tiles * outs + _TILE + tiles * outs * _STORED
+    copied = pixels * (_COPIED * blocks_of(reduction, target.vector) + _PIXEL)
+    return tiles, outs, copied + -(-vectors // outs) * turns * product
+
+
 def _reduction(p: Problem) -> int:
     return p.spec.in_channels * math.prod(p.spec.kernel)
 
