@@ -32,6 +32,7 @@ from llvmlite import ir
 
 from convwright.codegen.lang import Int, Integer, Kernel, Variable
 from convwright.codegen.target import Target
+from convwright.kernels import winograd_pairs as pairs
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
 from convwright.kernels.cook_toom import filtering
@@ -46,11 +47,15 @@ _PRODUCT = 1 << 17  # multiplications of one matrix product while weights are tr
 ARGUMENTS = Arguments(
     # tiles: a row a tile of one slice, see TILE_COLUMNS
     # slices: floats from an item's first input slice to each that V holds; taps: floats of V before each tap's first
-    "x u bias y residual scratch tiles slices taps",
+    # channel_scales, squares, backs: of products in pairs (`winograd_pairs`), each input channel's scale, and for each
+    # output vector and place minus the sums of b1 b2, and what products are multiplied by
+    "x u bias y residual scratch tiles slices taps channel_scales squares backs",
     # work: item -> (group of channels, part of its output vectors, image, chunk of slices, strip of tiles);
     # vectors and part_turns: output vectors of a group, and how many times `outs` of them make a part
+    # pair_blocks: twice so many blocks are summed in pairs, pair_piece times two of them before they are added to M
     "parts part_turns vectors images chunks chunk_slices strips strip all_tiles out_slices in_slices "
-    "deep_taps blocks channels x_image x_block x_slice x_row x_col u_out y_image y_block y_slice y_row y_col "
+    "deep_taps blocks channels pair_blocks pair_piece "
+    "x_image x_block x_slice x_row x_col u_out y_image y_block y_slice y_row y_col "
     "r_image r_block r_slice r_row r_col scratch_thread",
 )
 TILE_COLUMNS = 5
@@ -68,6 +73,7 @@ class WinogradTile:
     - `tiles`, `outs`: the register tile of the products, in vectors.
     - `pooled`: the largest of each 2 x 2 outputs is stored in their place; m is even on both axes, and ``y_row`` and
       ``y_col`` are half of what lies between two stored outputs.
+    - `paired`: products are those of `winograd_pairs`; no axis joins the sum.
     """
 
     high: Axis
@@ -76,13 +82,15 @@ class WinogradTile:
     outs: int
     epilogue: tuple[tuple[object, ...], ...] = ()
     pooled: bool = False
+    paired: bool = False
 
     @property
     def key(self) -> str:
         return f"winograd-{self!r}"
 
     def name(self, target: Target) -> str:
-        return f"f32-winograd-{notation(self.high, self.wide)}-{self.tiles}x{self.outs}-{target.name}"
+        pairs = "-pairs" if self.paired else ""
+        return f"f32-winograd-{notation(self.high, self.wide)}-{self.tiles}x{self.outs}{pairs}-{target.name}"
 
 
 def notation(high: Axis, wide: Axis) -> str:
@@ -106,14 +114,17 @@ def places_of(high: Axis, wide: Axis) -> int:
     return multiplications_of(high) * multiplications_of(wide)
 
 
-def transform_weights(weight: np.ndarray, v: int, high: Axis, wide: Axis) -> np.ndarray:
-    """``[K, C, taps, r_h, r_w]`` to ``[ceil(K/v)][n_h n_w][taps][C][v]``, on a cache line: G g G^T in float64, rounded
-    once."""
+def transform_weights(
+    weight: np.ndarray, v: int, high: Axis, wide: Axis, to: np.ndarray | None = None
+) -> np.ndarray:  # fmt: skip
+    """``[K, C, taps, r_h, r_w]`` to ``[ceil(K/v)][n_h n_w][taps][C][v]``, on a cache line or in ``to``: G g G^T in
+    float64, rounded once."""
     out_channels, channels, taps = weight.shape[:3]
     spread = np.kron(filtering(*high).float_g(), filtering(*wide).float_g())  # [n_h n_w][r_h r_w]
     vectors = -(-out_channels // v)
     columns = taps * channels * v
-    packed = aligned_empty(vectors * len(spread) * columns).reshape(vectors, len(spread), columns)
+    packed = aligned_empty(vectors * len(spread) * columns) if to is None else to
+    packed = packed.reshape(vectors, len(spread), columns)
     # Products so small that NumPy's library computes them on the calling thread: its own threads wait by spinning.
     step = max(1, _PRODUCT // spread.size)
     for vector in range(vectors):
@@ -126,9 +137,10 @@ def transform_weights(weight: np.ndarray, v: int, high: Axis, wide: Axis) -> np.
     return packed.reshape(vectors, len(spread), taps, channels, v)
 
 
-def scratch_floats(places: int, inputs: int, blocks: int, outputs: int, outs: int, v: int) -> int:
+def scratch_floats(places: int, inputs: int, blocks: int, outputs: int, outs: int, v: int, paired: bool = False) -> int:
     """Floats of scratch that one thread needs for an item of so many input and output tiles, all slices together."""
-    return places * v * (1 + inputs * blocks + outputs * outs)
+    behind = pairs.scratch_floats(places, inputs, v) if paired else 0
+    return places * v * (1 + inputs * blocks + outputs * outs) + behind
 
 
 def emit(tile: WinogradTile, target: Target) -> ir.Module:
@@ -140,6 +152,7 @@ def emit(tile: WinogradTile, target: Target) -> ir.Module:
     in_tiles, out_tiles = a.in_slices * a.strip, a.chunk_slices * a.strip
     inputs = k.advance(room, places * k.v)
     products = k.advance(inputs, in_tiles * a.blocks * (places * k.v))
+    behind = k.advance(products, out_tiles * (places * tile.outs * k.v))
     with k.loop(k.begin, k.end) as item:
         rest, strip = item // a.strips, item % a.strips
         rest, chunk = rest // a.chunks, rest % a.chunks
@@ -148,22 +161,28 @@ def emit(tile: WinogradTile, target: Target) -> ir.Module:
         first = k.smaller(strip * a.strip, a.all_tiles - a.strip)
         slice_at = k.smaller(chunk * a.chunk_slices, a.out_slices - a.chunk_slices)
         x = k.advance(a.x, image * a.x_image + group * a.blocks * a.x_block + slice_at * a.x_slice)
-        _transform_inputs(k, a, tile, x, first, room, inputs, in_tiles)
+        scaling = pairs.scaling(k, a, places, behind, in_tiles, group) if tile.paired else None
+        _transform_inputs(k, a, tile, x, first, room, inputs, in_tiles, scaling)
         start = part * a.part_turns * tile.outs
         stop = k.minimum(start + a.part_turns * tile.outs, a.vectors)
         with k.loop(start, stop, tile.outs) as wanted:
             out = group * a.vectors + k.smaller(wanted, a.vectors - tile.outs)
-            _multiply(k, a, tile, inputs, products, k.advance(a.u, out * a.u_out), in_tiles, out_tiles)
+            if scaling:
+                size = tile.tiles, tile.outs
+                pairs.multiply(k, a, scaling, places, size, inputs, products, out, out_tiles)
+            else:
+                _multiply(k, a, tile, inputs, products, k.advance(a.u, out * a.u_out), in_tiles, out_tiles)
             y = k.advance(a.y, image * a.y_image + out * a.y_block + slice_at * a.y_slice)
             residual = k.advance(a.residual, image * a.r_image + out * a.r_block + slice_at * a.r_slice)
             bias = k.advance(a.bias, out * k.v)
-            _transform_back(k, a, tile, y, residual, bias, first, room, products, out_tiles)
+            _transform_back(k, a, tile, y, residual, bias, first, room, products, out_tiles, scaling)
     return k.finish()
 
 
 def _transform_inputs(
-    k: Kernel, a: Reader, tile: WinogradTile, x: ir.Value, first: Int, room: ir.Value, inputs: ir.Value, in_tiles: Int
-) -> None:
+    k: Kernel, a: Reader, tile: WinogradTile, x: ir.Value, first: Int, room: ir.Value, inputs: ir.Value, in_tiles: Int,
+    scaling: pairs.Scaling | None,
+) -> None:  # fmt: skip
     """V of all tiles of the strip, in all slices that the item reads; meanwhile the next tile's inputs are fetched."""
     high, wide = filtering(*tile.high).bt, filtering(*tile.wide).bt
     place_stride = in_tiles * a.blocks * k.v
@@ -173,6 +192,9 @@ def _transform_inputs(
         at = k.advance(slice_at, k.load_int(a.tiles, (first + place) * TILE_COLUMNS))
         following = k.smaller(first + place + 1, a.all_tiles - 1)
         later = k.advance(slice_at, k.load_int(a.tiles, following * TILE_COLUMNS))
+        own = number * a.strip + place
+        if scaling:
+            scale = pairs.scale_tile(k, a, scaling, at, (len(high[0]), len(wide[0])), own)
         with k.loop(0, a.blocks) as block:
             block = k.opaque_int(block)
             d, ahead = k.advance(at, block * a.x_block), k.advance(later, block * a.x_block)
@@ -180,10 +202,12 @@ def _transform_inputs(
                 for row in range(len(high[0])):
                     for col in range(len(wide[0])):
                         k.prefetch(ahead, a.x_row * row + a.x_col * col)
-            v = k.advance(inputs, (block * in_tiles + number * a.strip + place) * k.v)
+            v = k.advance(inputs, (block * in_tiles + own) * k.v)
+            by = k.mul(scale, k.load(scaling.channel_scales, block * k.v)) if scaling else None
 
             def load(row: Integer, col: Integer) -> ir.Value:
-                return k.load(d, a.x_row * row + a.x_col * col)
+                value = k.load(d, a.x_row * row + a.x_col * col)
+                return k.mul(value, by) if by else value
 
             def store(row: Integer, vectors: Sequence[ir.Value]) -> None:
                 to = k.advance(v, place_stride * (row * len(wide)))
@@ -192,6 +216,8 @@ def _transform_inputs(
                     to = k.advance(to, place_stride)
 
             both_ways(k, high, wide, load, store, room)
+        if scaling:
+            pairs.sum_squares(k, a, scaling, len(high) * len(wide), inputs, in_tiles, own)
 
 
 def _multiply(
@@ -240,7 +266,7 @@ def _step(
 
 def _transform_back(
     k: Kernel, a: Reader, tile: WinogradTile, y: ir.Value, residual: ir.Value, bias: ir.Value, first: Int,
-    room: ir.Value, products: ir.Value, out_tiles: Int,
+    room: ir.Value, products: ir.Value, out_tiles: Int, scaling: pairs.Scaling | None,
 ) -> None:  # fmt: skip
     """The outputs of ``outs`` vectors of all tiles of the strip, in all slices that the item writes."""
     high, wide = filtering(*tile.high).at, filtering(*tile.wide).at
@@ -251,9 +277,11 @@ def _transform_back(
         y_at = k.load_int(a.tiles, row_of + 1) + number * a.y_slice
         r_at = k.load_int(a.tiles, row_of + 2) + number * a.r_slice
         rows, cols = k.load_int(a.tiles, row_of + 3), k.load_int(a.tiles, row_of + 4)
+        own = number * a.strip + place
+        back = k.broadcast(k.load_scalar(scaling.backs, own)) if scaling else None
         with k.loop(0, tile.outs) as out:
             out = k.opaque_int(out)
-            m = k.advance(products, (out_tiles * out + number * a.strip + place) * k.v)
+            m = k.advance(products, (out_tiles * out + own) * k.v)
             own_bias = k.load(bias, out * k.v)
             own_y = k.advance(y, y_at + out * a.y_block)
             own_residual = k.advance(residual, r_at + out * a.r_block)
@@ -261,7 +289,7 @@ def _transform_back(
             def finished(row: Integer, vectors: Sequence[ir.Value]) -> Iterator[ir.Value]:
                 adds = k.advance(own_residual, a.r_row * row)
                 for col, vector in enumerate(vectors):
-                    vector = k.add(vector, own_bias)
+                    vector = k.fma(vector, back, own_bias) if back else k.add(vector, own_bias)
                     for operation in tile.epilogue:
                         if operation[0] == "residual":
                             vector = k.add(vector, k.load(adds, a.r_col * col))

@@ -99,7 +99,8 @@ def _workspace(p: Problem) -> int:
 
 
 def _error_bound(p: Problem) -> float:
-    return winograd.cut(form_of(p).problem).form.growth * direct.error_of_sum(p)
+    own = form_of(p).problem
+    return max(winograd.cut(own).form.growth * direct.error_of_sum(p), winograd.error_bound(own, winograd.cut(own)))
 
 
 def _lower(b: Builder, layer: Layer, p: Problem) -> None:

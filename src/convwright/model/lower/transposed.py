@@ -137,7 +137,8 @@ def _scratch_thread(p: Problem) -> int:
 def _error_bound(p: Problem) -> float:
     phases = phases_of(p)
     assert not isinstance(phases, str)
-    return max(phase.cut.form.growth for phase in phases) * direct.error_of_sum(p)
+    bounds = (winograd.error_bound(phase.problem, phase.cut) for phase in phases)
+    return max(max(phase.cut.form.growth for phase in phases) * direct.error_of_sum(p), *bounds)
 
 
 def _lower(b: Builder, layer: Layer, p: Problem) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,19 +18,20 @@ from convwright.model.builder import Builder
 from convwright.model.choices import choice
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
-from convwright.model.lower import channels, direct, volumes
+from convwright.model.lower import channels, direct, volumes, winograd_pairs
 from convwright.model.lower.winograd_forms import Form, forms_of, rows_of_phases
 from convwright.model.problem import Algorithm, Problem
 from convwright.model.tiles import most_pixels, step_cycles
 from convwright.model.values import Buffer, Halo, Ref, Value, blocks_of
-from convwright.runtime.machine import caches, multiply_adds_a_cycle
+from convwright.runtime.machine import adds_beside_multiply_adds, caches, multiply_adds_a_cycle
 
 _MEMORY_BYTES_A_CYCLE = 5.5  # measured read bandwidth of one core at its clock
 _CACHE_BYTES_A_CYCLE = 11.0  # read from the third level
 _INSTRUCTIONS_A_CYCLE = 2.4  # of transforms: loads, stores, arithmetic
 # What the estimate does not see, measured on 36 layers: strips that fill the second-level cache and leave no room for
-# weights and products; strips whose inputs each of several threads transforms for itself.
-_FULL, _SHARED = 1.06, 1.06
+# weights and products, for which products in pairs wait longer; strips whose inputs each of several threads transforms
+# for itself.
+_FULL, _SHARED, _FULL_PAIRED = 1.06, 1.06, 1.12
 # And, of strips against each other alone: those whose inputs and products do not stay in the second-level cache while
 # the weights of a turn over the output vectors pass through it took 7 to 18 % more on VGG16's first seven layers; a
 # strip for each thread did not.
@@ -47,7 +49,10 @@ WORTH = 0.85  # the estimated time, as a part of direct summation's, below which
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How the work is divided: see ``kernels.winograd``. ``cycles``: estimated, on each of the threads."""
+    """How the work is divided: see ``kernels.winograd``. ``cycles``: estimated, on each of the threads.
+
+    ``paired``: channels whose products are summed in pairs before they are added to M; 0 where none are.
+    """
 
     form: Form
     tiles: int
@@ -57,6 +62,7 @@ class Cut:
     chunk: int = 1
     parts: int = 1
     cycles: float = 0.0
+    paired: int = 0
 
     @property
     def chunks(self) -> int:
@@ -111,30 +117,36 @@ def cut_of(p: Problem, form: Form) -> Cut:
     v, spec = p.target.vector, p.spec
     blocks, vectors = (blocks_of(number // spec.groups, v) for number in (spec.in_channels, spec.out_channels))
     found, all_tiles, reduction = [], form.tiles, spec.in_channels // spec.groups * form.deep_taps
-    for chunk in {-(-form.out_slices // pieces) for pieces in (1, 2, 4)}:
+    paired = winograd_pairs.pieces_of(form, p) if adds_beside_multiply_adds(p.target) else []
+    for chunk, piece in itertools.product({-(-form.out_slices // pieces) for pieces in (1, 2, 4)}, [0, *paired]):
         in_slices = len(form.slices(chunk)[0])
         tile_bytes = 4 * form.places * v * blocks * in_slices
         largest, fullest = (max(1, room // tile_bytes) for room in (strip_bytes(), 2 * strip_bytes()))
         # Inputs and products of a strip that stay beside the weights of a turn: of two output vectors.
         turn = 4 * form.places * v * min(2, vectors)
         snug = max(1, (2 * strip_bytes() - turn * reduction) // (tile_bytes + turn * chunk))
-        whole = most_pixels(min(2, vectors), p.target)
+        whole = most_tiles(min(2, vectors), p.target, piece)
         others = -(-form.out_slices // chunk) * p.batch * spec.groups
         counts: set[int] = set()
         for most in (largest, fullest, min(snug, fullest), min(max(snug // whole * whole, whole), fullest)):
             fewest = -(-all_tiles // most)
             counts |= {fewest, -(-fewest * others // p.threads) * p.threads // others or 1}
+        if piece:
+            counts |= winograd_pairs.strips_of(all_tiles, fullest // chunk, p.target)
         for strips in sorted(counts):
             strip = -(-all_tiles // min(strips, all_tiles))
-            tiles, outs = _register_tile(chunk * strip, vectors, p.target)
+            tiles, outs = _register_tile(chunk * strip, vectors, p.target, piece)
             for parts in {1, min(p.threads, -(-vectors // outs))}:
-                made = Cut(form, tiles, outs, strip, -(-all_tiles // strip), chunk, parts)
+                made = Cut(form, tiles, outs, strip, -(-all_tiles // strip), chunk, parts, paired=piece)
                 cycles = _estimate(p, made, blocks, vectors)
-                cycles *= (_FULL if strip > largest else 1.0) * (_SHARED if parts > 1 else 1.0)
+                full = _FULL_PAIRED if piece else _FULL
+                cycles *= (full if strip > largest else 1.0) * (_SHARED if parts > 1 else 1.0)
                 spilled = strip > snug and (strip > largest or made.strips * others > p.threads)
                 found.append((cycles * (_SPILLED if spilled else 1.0), replace(made, cycles=cycles)))
-    if _reads_weights_once(p, form, blocks):
-        once = Cut(form, all_tiles, 1, all_tiles, 1)
+    for piece in [0, *paired] if _reads_weights_once(p, form, blocks) else []:
+        if all_tiles > most_tiles(1, p.target, piece):
+            continue
+        once = Cut(form, all_tiles, 1, all_tiles, 1, paired=piece)
         cycles = _ONCE * _estimate(p, once, blocks, vectors)
         found.append((cycles, replace(once, cycles=cycles)))
     return min(found, key=lambda one: one[0])[1]
@@ -162,13 +174,22 @@ def _reads_weights_once(p: Problem, form: Form, blocks: int) -> bool:
     return fits and alone and multiply_adds_a_cycle(p.target) == 1 and transformed <= _MOST_ONCE * strip_bytes()
 
 
-def _register_tile(count: int, vectors: int, target: Target) -> tuple[int, int]:
+def most_tiles(outs: int, target: Target, paired: int) -> int:
+    """How many tiles by ``outs`` vectors are summed in registers, of products in pairs or not; 0 for none."""
+    return winograd_pairs.most_tiles(outs, target) if paired else most_pixels(outs, target)
+
+
+def _step_cycles(tiles: int, outs: int, paired: int) -> float:
+    return winograd_pairs.step_cycles(tiles, outs) if paired else step_cycles(tiles, outs)
+
+
+def _register_tile(count: int, vectors: int, target: Target, paired: int = 0) -> tuple[int, int]:
     """Tiles and vectors that are summed together, the turns over ``count`` tiles even."""
     best, least = (1, 1), float("inf")
-    for outs in (outs for outs in (1, 2, 4) if outs <= vectors):
-        turns = -(-count // most_pixels(outs, target))
+    for outs in (outs for outs in (1, 2, 4) if outs <= vectors and most_tiles(outs, target, paired)):
+        turns = -(-count // most_tiles(outs, target, paired))
         tiles = -(-count // turns)
-        cycles = turns * -(-vectors // outs) * step_cycles(tiles, outs)
+        cycles = turns * -(-vectors // outs) * _step_cycles(tiles, outs, paired)
         if cycles < least:
             best, least = (tiles, outs), cycles
     return best
@@ -191,8 +212,11 @@ def _estimate(p: Problem, c: Cut, blocks: int, vectors: int) -> float:
     reduction = spec.in_channels // spec.groups * form.deep_taps
     outputs, turns = c.chunk * c.strip, -(-vectors // c.outs)
     products = form.places * -(-outputs // c.tiles) * turns / c.parts
-    products *= reduction * step_cycles(c.tiles, c.outs) + 2 * c.tiles * c.outs
+    sums = -(-reduction // c.paired) if c.paired else 1
+    products *= reduction * _step_cycles(c.tiles, c.outs, c.paired) + 2 * sums * c.tiles * c.outs
     in_cycles, out_cycles = _transform_cycles(form.high, form.wide)
+    if c.paired:
+        in_cycles *= winograd_pairs.INPUTS
     item = products + c.in_slices * c.strip * blocks * in_cycles + outputs * vectors / c.parts * out_cycles
     share = -(-c.strips * c.chunks * p.batch * spec.groups * c.parts // p.threads)
     # The weights come from memory once for all threads that read them at the same time, else from the third level.
@@ -216,23 +240,32 @@ def _cycles(p: Problem) -> float:
 
 def _multiplications(p: Problem) -> int:
     form, spec = cut(p).form, p.spec
-    products = spec.in_channels * form.deep_taps * spec.out_channels // spec.groups
-    return p.batch * form.out_slices * form.tiles * form.places * products
+    reduction = spec.in_channels // spec.groups * form.deep_taps
+    if cut(p).paired:
+        reduction = winograd_pairs.multiplications(reduction, p.target.vector)
+    return p.batch * form.out_slices * form.tiles * form.places * reduction * spec.out_channels
 
 
 def scratch_floats(p: Problem, c: Cut) -> int:
     v = p.target.vector
     blocks = blocks_of(p.spec.in_channels // p.spec.groups, v)
-    return winograd.scratch_floats(c.form.places, c.in_slices * c.strip, blocks, c.chunk * c.strip, c.outs, v)
+    inputs, outputs = c.in_slices * c.strip, c.chunk * c.strip
+    return winograd.scratch_floats(c.form.places, inputs, blocks, outputs, c.outs, v, c.paired > 0)
 
 
 def _workspace(p: Problem) -> int:
     return 4 * p.threads * scratch_floats(p, cut(p))
 
 
-def _error_bound(p: Problem) -> float:
+def error_bound(p: Problem, c: Cut) -> float:
     """`Filtering.growth` of both axes times the bound of a direct sum."""
-    return cut(p).form.growth * direct.error_of_sum(p)
+    if c.paired:
+        return winograd_pairs.error_bound(c.form, p, c.paired)
+    return c.form.growth * direct.error_of_sum(p)
+
+
+def _error_bound(p: Problem) -> float:
+    return error_bound(p, cut(p))
 
 
 def _tiles(form: Form, x: tuple[int, int], y: tuple[int, int], residual: tuple[int, int]) -> np.ndarray:
@@ -330,15 +363,23 @@ def add_step(
     weight_shape = (spec.out_channels, own, form.deep_taps, form.high[1], form.wide[1])
 
     def transformed(weight: np.ndarray) -> np.ndarray:
-        own_kernel = part.kernel(weight) if part else weight
-        return winograd.transform_weights(_joined(own_kernel, form, weight_shape), v, form.high, form.wide)
+        joined = _joined(part.kernel(weight) if part else weight, form, weight_shape)
+        if c.paired:
+            return winograd_pairs.pack(joined, form, spec.groups, v)
+        return winograd.transform_weights(joined, v, form.high, form.wide)
 
-    key = ("winograd", form.high, form.wide, form.joined, *(part.key if part else ()))
-    packed = b.weights.derived(layer.node.inputs[1], key, transformed)
+    key = ("winograd", form.high, form.wide, form.joined, c.paired > 0, *(part.key if part else ()))
+    flat = b.weights.derived(layer.node.inputs[1], key, transformed)
+    packed = flat
+    own_scales: dict[str, Ref | int] = {"squares": 0, "backs": 0, "channel_scales": 0}
+    if c.paired:
+        parts = winograd_pairs.parts_of(flat, form, spec.out_channels, own, spec.groups, v)
+        packed = parts.u
+        own_scales = {name: b.static(getattr(parts, name)) for name in own_scales}
     bias = b.weights.bias(layer.node.input(2), spec.out_channels, part.phases if part else 1)
     scratch_thread = part.scratch_thread if part else scratch_floats(p, c)
     scratch = part.scratch if part else Buffer(4 * scratch_thread * b.threads)
-    tile = winograd.WinogradTile(form.high, form.wide, c.tiles, c.outs, layer.epilogue, layer.pooled)
+    tile = winograd.WinogradTile(form.high, form.wide, c.tiles, c.outs, layer.epilogue, layer.pooled, c.paired > 0)
     x_strides, y_strides = _strides(form, *x, v), _strides(form, *y, v)
     if part:
         y_strides = (y_strides[0], y_strides[1] * part.step[0], y_strides[2] * part.step[1])
@@ -356,11 +397,11 @@ def add_step(
         "parts": c.parts, "part_turns": -(-turns // c.parts), "vectors": vectors, "images": p.batch,
         "chunks": c.chunks, "chunk_slices": c.chunk, "strips": c.strips, "strip": c.strip, "all_tiles": form.tiles,
         "out_slices": form.out_slices, "in_slices": len(slices), "deep_taps": form.deep_taps, "blocks": blocks,
-        "channels": own,
+        "channels": own, "pair_blocks": own // (2 * v), "pair_piece": winograd_pairs.blocks_of_piece(c.paired, own, v),
         "x_image": x[0].image, "x_block": x[0].block, "u_out": form.places * form.deep_taps * own * v,
         "y_image": y[0].image, "y_block": y[0].block,
         "r_image": residual.image if residual else 0, "r_block": residual.block if residual else 0,
-        "scratch_thread": scratch_thread,
+        "scratch_thread": scratch_thread, **own_scales,
     }  # fmt: skip
     arguments["x_slice"], arguments["y_slice"], arguments["r_slice"] = (
         x_strides[0] * form.deep_stride, y_strides[0], r_strides[0],
@@ -371,7 +412,7 @@ def add_step(
         arguments[f"{name}_row"], arguments[f"{name}_col"] = strides[1] * down, strides[2] * right
     what = f"Winograd {notation(form.high, form.wide)}" + f" and {form.deep_taps} taps" * (form.deep_taps > 1)
     why = f"{what}: {c.strips} strips of {c.strip} tiles, {c.tiles} tiles by {c.outs} vectors"
-    why += ", pooled 2x2" * layer.pooled
+    why += ", products in pairs" * (c.paired > 0) + ", pooled 2x2" * layer.pooled
     reads = [x[0], residual] if residual else [x[0]]
     items = spec.groups * c.parts * p.batch * c.chunks * c.strips
     b.step(tile.name(b.target), winograd, tile, arguments, items, reads, [y[0]], why, p.macs)
