@@ -16,6 +16,7 @@ from convwright.kernels import paired
 from convwright.model.values import blocks_of
 from convwright.model.weights import Weights
 from convwright.runtime.memory import aligned_empty
+from convwright.runtime.side_by_side import side_by_side
 
 _PIECE = 1 << 16  # weights at a time: they and what they become fit the second-level cache
 _TINY = float(np.finfo(np.float32).tiny)
@@ -93,7 +94,8 @@ def pack(weight: np.ndarray, v: int, lost: Lost) -> np.ndarray:
     parts.channel_scales[:channels] = np.ldexp(signs, of_channels)
     # Where all weights are zeros the output is the bias, without what the sums' rounding leaves.
     parts.out_scales[:outputs] = np.where(weight.any(1), np.ldexp(np.float32(1), -of_outputs), 0)
-    for piece in _pieces(weight.shape, v):
+
+    def pack_piece(piece: slice) -> None:
         rows, own = weight[piece], of_outputs[piece]
         if max(np.abs(own).max(), -of_channels.min()) > _PLAIN or own.min() < 0:
             rows = _scaled_with_care(rows, own, of_channels, piece.start, lost)
@@ -111,6 +113,8 @@ def pack(weight: np.ndarray, v: int, lost: Lost) -> np.ndarray:
         with np.errstate(all="ignore"):  # an infinity by a zero
             squares = to[:, first] * to[:, first + 1]
             parts.squares.reshape(vectors, v)[piece.start // v :][: len(to)] = -squares.sum(1, dtype=np.float64)
+
+    side_by_side(pack_piece, _pieces(weight.shape, v))
     return flat
 
 
@@ -153,12 +157,19 @@ def _exponents(weight: np.ndarray, v: int) -> tuple[np.ndarray, np.ndarray]:
     multiplied by more than 1, so that none overflows.
     """
     outputs, channels = weight.shape
-    of_outputs, of_channels = np.empty(outputs, np.float32), np.zeros(channels)
-    with np.errstate(all="ignore"):
-        for piece in _pieces(weight.shape, v):
+    of_outputs = np.empty(outputs, np.float32)
+
+    def measure(piece: slice) -> np.ndarray:
+        with np.errstate(all="ignore"):
             squares = np.square(weight[piece])
             of_outputs[piece] = squares.mean(1)
-            of_channels += (1 / of_outputs[piece]) @ squares
+            relative: np.ndarray = (1 / of_outputs[piece]) @ squares
+            return relative
+
+    def measure_again(piece: slice) -> None:
+        of_outputs[piece] = np.square(weight[piece]) @ factors
+
+    of_channels: np.ndarray = np.add.reduce(side_by_side(measure, _pieces(weight.shape, v)), dtype=np.float64)
     if not np.isfinite(of_channels).all() or of_outputs.min() < 2.0**-_PLAIN:
         return _exponents_with_care(weight)
     exponents = _of_channels(of_channels)
@@ -166,8 +177,7 @@ def _exponents(weight: np.ndarray, v: int) -> tuple[np.ndarray, np.ndarray]:
         return _exponents_with_care(weight)
     if exponents.min() < 0:
         factors = np.ldexp(np.float32(1 / channels), -2 * exponents)
-        for piece in _pieces(weight.shape, v):
-            of_outputs[piece] = np.square(weight[piece]) @ factors
+        side_by_side(measure_again, _pieces(weight.shape, v))
     return -_halved_logarithms(of_outputs.astype(np.float64), _LARGEST_POWER), exponents
 
 

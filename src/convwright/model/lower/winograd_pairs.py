@@ -14,6 +14,7 @@ from convwright.model.lower.winograd_forms import ERROR, Form
 from convwright.model.problem import Problem
 from convwright.model.values import blocks_of
 from convwright.runtime.memory import aligned_empty
+from convwright.runtime.side_by_side import side_by_side
 
 # A product, by the number of vectors in a register tile, in the units of `tiles.step_cycles`: 11 / 16 of a
 # multiply-add, and what is lost, more where additions and multiply-adds are further apart.
@@ -110,30 +111,50 @@ def pack(weight: np.ndarray, form: Form, groups: int, v: int) -> np.ndarray:
     vectors, padded = blocks_of(outputs, v), blocks_of(channels, v) * v
     flat = aligned_empty(vectors * form.places * v * (channels + 2) + groups * padded)
     parts = parts_of(flat, form, outputs, channels, groups, v)
-    winograd.transform_weights(weight, v, form.high, form.wide, parts.u)
-    blocks = channels // (2 * v)
     order, signs = _order(channels, v)
     gains = [np.sqrt((np.array(filtering(*axis).bt, float) ** 2).sum(1)) for axis in (form.high, form.wide)]
-    wanted = _TYPICAL * np.kron(*gains)[:, None]
-    is_pair = winograd_pairs.is_pair(np.arange(v))
-    squares = (weight.astype(np.float64) ** 2).sum((2, 3, 4))
+    wanted = _TYPICAL * np.kron(*gains)
     parts.channel_scales[:] = 0
     for group in range(groups):
-        rows = slice(group * outputs // groups, (group + 1) * outputs // groups)
-        of_channels = _of_channels(squares[rows])
+        rows = weight[group * outputs // groups : (group + 1) * outputs // groups]
+        of_channels = _of_channels(np.einsum("kcdhw,kcdhw->kc", rows, rows, dtype=np.float64))
         parts.channel_scales[group, :channels] = np.ldexp(signs, of_channels)
-        by = np.ldexp(signs, -of_channels).astype(np.float32)[order, None]
-        for vector in range(group * vectors // groups, (group + 1) * vectors // groups):
-            u = parts.u[vector, :, 0]
-            u[:] = u[:, order] * by
-            own = np.sqrt(np.einsum("pcv,pcv->pv", u, u) / channels)
-            own = np.where(own > 0, own, 1.0)
-            scales = np.clip(np.nan_to_num(np.rint(np.log2(wanted / own))), -60, 60).astype(np.int64)
-            u *= np.ldexp(np.float32(1), scales)[:, None]
-            parts.backs[vector] = np.ldexp(np.float32(1), -scales)
-            b = u[:, : blocks * 2 * v].reshape(form.places, blocks, v, 2, v)[:, :, is_pair].astype(np.float64)
-            parts.squares[vector] = -np.einsum("pblv,pblv->pv", b[:, :, :, 0], b[:, :, :, 1])
+        by = np.ldexp(signs, -of_channels).astype(np.float32)[order]
+
+        def pack_vector(start: int, group: int = group, rows: np.ndarray = rows, by: np.ndarray = by) -> None:
+            own = rows[start : start + v][:, order] * by[:, None, None, None]
+            scales = _scales(own, form, wanted).T
+            vector, lanes = group * vectors // groups + start // v, len(own)
+            winograd.transform_weights(own, v, form.high, form.wide, parts.u[vector : vector + 1])
+            u, backs = parts.u[vector, :, 0], parts.backs[vector]
+            u[..., :lanes] *= np.ldexp(np.float32(1), scales)[:, None]
+            backs[:, :lanes], backs[:, lanes:] = np.ldexp(np.float32(1), -scales), 1
+            parts.squares[vector] = _squares(u, v)
+
+        side_by_side(pack_vector, range(0, len(rows), v))
     return flat
+
+
+def _scales(weight: np.ndarray, form: Form, wanted: np.ndarray) -> np.ndarray:
+    """Exponents of the powers of two, `[K, place]`, that bring the root mean square of an output's transformed weights
+    near to what is wanted. It follows from the products of each two taps, summed over the channels."""
+    taps = weight.reshape(*weight.shape[:2], -1)
+    spread = np.kron(filtering(*form.high).float_g(), filtering(*form.wide).float_g())
+    products = np.matmul(taps.transpose(0, 2, 1), taps).astype(np.float64)  # [K][taps][taps]
+    means = np.matmul(products, spread.T) * spread.T
+    own = np.sqrt(np.maximum(means.sum(1) / taps.shape[1], 0))
+    own = np.where(own > 0, own, 1.0)
+    exponents = np.clip(np.nan_to_num(np.rint(np.log2(wanted / own))), -60, 60)
+    return exponents.astype(np.int64)  # type: ignore[no-any-return]
+
+
+def _squares(u: np.ndarray, v: int) -> np.ndarray:
+    """Minus the sums of b1 b2 `[place][v]`, of weights `[place][channel][v]`."""
+    places, channels = u.shape[:2]
+    blocks = channels // (2 * v)
+    pairs = u[:, : blocks * 2 * v].reshape(places, blocks, v, 2, v)[:, :, winograd_pairs.is_pair(np.arange(v))]
+    sums: np.ndarray = (pairs[..., 0, :] * pairs[..., 1, :]).sum((1, 2), dtype=np.float64)
+    return -sums
 
 
 def _of_channels(squares: np.ndarray) -> np.ndarray:
