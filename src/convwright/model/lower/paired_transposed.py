@@ -31,6 +31,8 @@ def _why_not(p: Problem) -> str | None:
         return "of at most two axes"
     if p.residual:
         return "adds no residual"
+    if spec.groups > 1:
+        return f"{spec.groups} groups"
     if spec.kernel != spec.stride or max(spec.kernel) == 1:
         return f"kernel {spec.kernel} and stride {spec.stride} are not the same"
     if max(spec.dilation) > 1 or spec.flip:
