@@ -16,7 +16,6 @@ from convwright.kernels import paired
 from convwright.model.values import blocks_of
 from convwright.model.weights import Weights
 from convwright.runtime.memory import aligned_empty
-from convwright.runtime.side_by_side import side_by_side
 
 _PIECE = 1 << 16  # weights at a time: they and what they become fit the second-level cache
 _TINY = float(np.finfo(np.float32).tiny)
@@ -114,7 +113,8 @@ def pack(weight: np.ndarray, v: int, lost: Lost) -> np.ndarray:
             squares = to[:, first] * to[:, first + 1]
             parts.squares.reshape(vectors, v)[piece.start // v :][: len(to)] = -squares.sum(1, dtype=np.float64)
 
-    side_by_side(pack_piece, _pieces(weight.shape, v))
+    for piece in _pieces(weight.shape, v):
+        pack_piece(piece)
     return flat
 
 
@@ -166,10 +166,7 @@ def _exponents(weight: np.ndarray, v: int) -> tuple[np.ndarray, np.ndarray]:
             relative: np.ndarray = (1 / of_outputs[piece]) @ squares
             return relative
 
-    def measure_again(piece: slice) -> None:
-        of_outputs[piece] = np.square(weight[piece]) @ factors
-
-    of_channels: np.ndarray = np.add.reduce(side_by_side(measure, _pieces(weight.shape, v)), dtype=np.float64)
+    of_channels: np.ndarray = np.add.reduce([measure(piece) for piece in _pieces(weight.shape, v)], dtype=np.float64)
     if not np.isfinite(of_channels).all() or of_outputs.min() < 2.0**-_PLAIN:
         return _exponents_with_care(weight)
     exponents = _of_channels(of_channels)
@@ -177,7 +174,8 @@ def _exponents(weight: np.ndarray, v: int) -> tuple[np.ndarray, np.ndarray]:
         return _exponents_with_care(weight)
     if exponents.min() < 0:
         factors = np.ldexp(np.float32(1 / channels), -2 * exponents)
-        side_by_side(measure_again, _pieces(weight.shape, v))
+        for piece in _pieces(weight.shape, v):
+            of_outputs[piece] = np.square(weight[piece]) @ factors
     return -_halved_logarithms(of_outputs.astype(np.float64), _LARGEST_POWER), exponents
 
 

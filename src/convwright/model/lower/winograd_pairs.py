@@ -14,7 +14,6 @@ from convwright.model.lower.winograd_forms import ERROR, Form
 from convwright.model.problem import Problem
 from convwright.model.values import blocks_of
 from convwright.runtime.memory import aligned_empty
-from convwright.runtime.side_by_side import side_by_side
 
 # A product, by the number of vectors in a register tile, in the units of `tiles.step_cycles`: 11 / 16 of a
 # multiply-add, and what is lost, more where additions and multiply-adds are further apart.
@@ -120,8 +119,7 @@ def pack(weight: np.ndarray, form: Form, groups: int, v: int) -> np.ndarray:
         of_channels = _of_channels(np.einsum("kcdhw,kcdhw->kc", rows, rows, dtype=np.float64))
         parts.channel_scales[group, :channels] = np.ldexp(signs, of_channels)
         by = np.ldexp(signs, -of_channels).astype(np.float32)[order]
-
-        def pack_vector(start: int, group: int = group, rows: np.ndarray = rows, by: np.ndarray = by) -> None:
+        for start in range(0, len(rows), v):
             own = rows[start : start + v][:, order] * by[:, None, None, None]
             scales = _scales(own, form, wanted).T
             vector, lanes = group * vectors // groups + start // v, len(own)
@@ -130,8 +128,6 @@ def pack(weight: np.ndarray, form: Form, groups: int, v: int) -> np.ndarray:
             u[..., :lanes] *= np.ldexp(np.float32(1), scales)[:, None]
             backs[:, :lanes], backs[:, lanes:] = np.ldexp(np.float32(1), -scales), 1
             parts.squares[vector] = _squares(u, v)
-
-        side_by_side(pack_vector, range(0, len(rows), v))
     return flat
 
 
