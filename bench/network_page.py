@@ -40,8 +40,8 @@ SPEED = (
 )
 UNTUNED = (
     "Six networks that played no part while kernels and plans were made (`bench/export_others.py` says what they are), "
-    "raced once they were done; but kernels for volumes were made with a residual network much like r3d_18 "
-    "(tests/volume_networks.py). The columns are those of the tables above."
+    "raced once, before products were summed in pairs; but kernels for volumes were made with a residual network much "
+    "like r3d_18 (tests/volume_networks.py). The columns are those of the tables above."
 )
 LATENCY = (
     "The 99th percentile of an inference's time over the median: of convwright alone, inferences one after "
