@@ -14,6 +14,7 @@ from convwright.codegen.target import Target, target_named
 from convwright.graph import Node
 from convwright.kernels import paired
 from convwright.model.lower import conv
+from convwright.model.lower import paired as paired_lowering
 from convwright.model.lower import paired_transposed as lowering
 from convwright.model.problem import Problem
 from convwright.spec import ConvSpec
@@ -89,7 +90,7 @@ def test_chosen_by_itself_only_where_additions_have_pipes_of_their_own(monkeypat
     spec = ConvSpec(128, 64, (2, 2), stride=2, transposed=True)
     problem = problem_of(spec, (56, 56), target_named("avx512"), algorithm="auto", plain_input=True, plain_output=True)
     for beside in (True, False):
-        monkeypatch.setattr(lowering, "adds_beside_multiply_adds", lambda _, beside=beside: beside)
+        monkeypatch.setattr(paired_lowering, "adds_beside_multiply_adds", lambda _, beside=beside: beside)
         conv._row_of.cache_clear()
         assert (conv.algorithm_of(problem) is lowering.ROW) == beside
         assert conv.algorithm_of(replace(problem, numerics="strict")) is not lowering.ROW

@@ -18,7 +18,7 @@ them into registers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Union
@@ -329,6 +329,14 @@ class Kernel:
     def shuffle(self, a: ir.Value, b: ir.Value, lanes: Sequence[int]) -> ir.Value:
         """Lanes of ``a`` (0..v-1) and ``b`` (v..2v-1), in the order given."""
         return self.b.shuffle_vector(a, b, _lanes(tuple(lanes)))
+
+    def reduced(self, vector: ir.Value, combine: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
+        """What ``combine`` makes of all lanes, of floats or int32, half with half until one is left."""
+        apart = self.v // 2
+        while apart:
+            vector = combine(vector, self.shuffle(vector, vector, [lane ^ apart for lane in range(self.v)]))
+            apart //= 2
+        return self.extract(vector, 0)
 
     def extract(self, vector: ir.Value, lane: int) -> ir.Value:
         return self.b.extract_element(vector, _constant(I32, lane))

@@ -52,7 +52,9 @@ _Combine = Callable[[ir.Value, ir.Value], ir.Value]
 PIXEL_COLUMNS = 3
 """A pixel's input, output and residual, in floats from the image's first."""
 
-_IN_PAIRS = (0, 2, 3, 5, 6)  # pairs of a vector's channels, of eight or fewer, that become one product
+IN_PAIRS = (0, 2, 3, 5, 6)
+"""Pairs of channels, of eight or fewer that are summed in turn, that become one product."""
+
 TOGETHER = 4  # pixels that are copied together: enough that they do not wait for each other
 
 
@@ -82,7 +84,7 @@ class PairedTile:
 def in_pairs(channels: int, v: int) -> np.ndarray:
     """The first channel of each pair that becomes one product, where vectors have ``v`` lanes."""
     first = np.arange(0, channels, 2)
-    return first[np.isin(first % v // 2, _IN_PAIRS)]
+    return first[np.isin(first % v // 2, IN_PAIRS)]
 
 
 def scratch_floats(strip: int, tiles: int, blocks: int, v: int) -> int:
@@ -166,7 +168,7 @@ def prepare(
                 so_far.set(combine(so_far.get(), vector))
 
         _each_block(k, a, tile, look)
-        return [_reduced(k, result.get(), over) for result in results]
+        return [k.reduced(result.get(), over) for result in results]
 
     squares = reduced(lambda so_far, vector: k.fma(vector, vector, so_far), k.add)
     exponents, usual = zip(*(_exponent_of_squares(k, k.mul(one, a_channel)) for one in squares), strict=True)
@@ -180,7 +182,7 @@ def prepare(
         scales.append(_power_of_two(k, own.get()))
         k.store_scalar(_power_of_two(k, k.b.sub(ir.Constant(I32, 254), own.get())), factors, pixel)
     totals = [k.variable(k.splat(0.0)) for _ in places]
-    firsts = ir.Constant(k.mask_type, [lane % 2 == 0 and lane // 2 in _IN_PAIRS for lane in range(k.v)])
+    firsts = ir.Constant(k.mask_type, [lane % 2 == 0 and lane // 2 in IN_PAIRS for lane in range(k.v)])
 
     def copy(block: Integer, mask: ir.Value | None) -> None:
         vectors = scaled(block, mask)
@@ -193,7 +195,7 @@ def prepare(
 
     _each_block(k, a, tile, copy)
     for pixel, total in enumerate(totals):
-        k.store_scalar(_reduced(k, total.get(), k.add), sums, pixel)
+        k.store_scalar(k.reduced(total.get(), k.add), sums, pixel)
 
 
 def _each_block(k: Kernel, a: Reader, tile: PairedTile, work: Callable[[Integer, ir.Value | None], None]) -> None:
@@ -201,14 +203,6 @@ def _each_block(k: Kernel, a: Reader, tile: PairedTile, work: Callable[[Integer,
         work(block, None)
     if tile.half:
         work(a.blocks, k.mask(0, k.v // 2))
-
-
-def _reduced(k: Kernel, vector: ir.Value, combine: _Combine) -> ir.Value:
-    apart = k.v // 2
-    while apart:
-        vector = combine(vector, k.shuffle(vector, vector, [lane ^ apart for lane in range(k.v)]))
-        apart //= 2
-    return k.extract(vector, 0)
 
 
 def _exponent_of_squares(k: Kernel, mean: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -258,7 +252,7 @@ def multiply(
             for pixel, own in enumerate(total):
                 for one, x, v1, v2 in zip(own, again, b1, b2, strict=True):
                     a1, a2 = (k.broadcast(k.load_scalar(x, pixel * k.v + first + n)) for n in (0, 1))
-                    if first // 2 in _IN_PAIRS:
+                    if first // 2 in IN_PAIRS:
                         one.set(k.fma(k.add(a1, v2), k.add(a2, v1), one.get()))
                     else:
                         one.set(k.fma(a2, v2, k.fma(a1, v1, one.get())))

@@ -34,10 +34,10 @@ from llvmlite import ir
 
 from convwright.codegen.lang import I32, Int, Integer, Kernel, Variable
 from convwright.kernels.arguments import Reader
+from convwright.kernels.paired import IN_PAIRS
 from convwright.kernels.products import Sums, add_products
 
-UNROLL = 8  # pairs, of which `_IN_PAIRS` become one product; divides the lanes of a block, or they divide it
-_IN_PAIRS = (0, 2, 3, 5, 6)
+UNROLL = 8  # pairs, of which `IN_PAIRS` become one product; divides the lanes of a block, or they divide it
 # Lanes whose instructions alternate, tile by tile, so that the core's scheduler reaches additions and multiply-adds.
 # Lane by lane, VGG16's layers of 256 channels took 2 % more in tiles of 14 x 1, 6 % in tiles of 11 x 2.
 _TOGETHER = ((0, 1), (2,), (3, 4), (5,), (6, 7))
@@ -47,7 +47,7 @@ LARGEST = 1.0
 
 def is_pair(lane: int | np.ndarray) -> np.ndarray:
     """Whether the products of a lane of two blocks become one."""
-    return np.isin(np.asarray(lane) % UNROLL, _IN_PAIRS)
+    return np.isin(np.asarray(lane) % UNROLL, IN_PAIRS)
 
 
 def scratch_floats(places: int, tiles: int, v: int) -> int:
@@ -91,7 +91,7 @@ def scale_tile(k: Kernel, a: Reader, s: Scaling, x: ir.Value, size: tuple[int, i
             own.set(total)
         scaled = k.mul(k.b.bitcast(own.get(), k.vector_type), k.load(s.channel_scales, block * k.v))
         largest.set(_larger(k, largest.get(), _size(k, scaled)))
-    exponent = k.b.lshr(_reduced(k, largest.get(), lambda one, other: _larger(k, one, other)), ir.Constant(I32, 23))
+    exponent = k.b.lshr(k.reduced(largest.get(), lambda one, other: _larger(k, one, other)), ir.Constant(I32, 23))
     scale, back = _powers(k, exponent)
     k.store_scalar(back, s.backs, number)
     return k.broadcast(scale)
@@ -125,14 +125,6 @@ def _powers(k: Kernel, exponent: ir.Value) -> tuple[ir.Value, ir.Value]:
     return k.b.bitcast(scale, k.scalar_type), k.b.bitcast(back, k.scalar_type)
 
 
-def _reduced(k: Kernel, vector: ir.Value, combine) -> ir.Value:  # type: ignore[no-untyped-def]
-    apart = k.v // 2
-    while apart:
-        vector = combine(vector, k.shuffle(vector, vector, [lane ^ apart for lane in range(k.v)]))
-        apart //= 2
-    return k.extract(vector, 0)
-
-
 def sum_squares(k: Kernel, a: Reader, s: Scaling, places: int, inputs: ir.Value, tiles: Int, number: Int) -> None:
     """Sum a1 a2 of one tile at each place; ``inputs``: V of ``tiles`` tiles."""
     counted = ir.Constant(k.vector_type, is_pair(np.arange(k.v)).astype(float).tolist())
@@ -145,7 +137,7 @@ def sum_squares(k: Kernel, a: Reader, s: Scaling, places: int, inputs: ir.Value,
             now = at.get()
             total.set(k.fma(k.load(now), k.load(now, block_stride), total.get()))
             at.set(k.advance(now, block_stride * 2))
-        k.store_scalar(_reduced(k, k.mul(total.get(), counted), k.add), s.squares, place * tiles + number)
+        k.store_scalar(k.reduced(k.mul(total.get(), counted), k.add), s.squares, place * tiles + number)
 
 
 # -- products ----------------------------------------------------------------------------------------------------------

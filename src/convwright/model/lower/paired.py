@@ -62,7 +62,8 @@ def why_not(p: Problem) -> str | None:
     return None
 
 
-def _why_not_here(p: Problem) -> str | None:
+def why_not_here(p: Problem) -> str | None:
+    """As `why_not`; and why not on this machine, unless the caller asks for it."""
     reason = why_not(p)
     if reason is None and p.algorithm == "auto" and not adds_beside_multiply_adds(p.target):
         return "additions beside multiply-adds would take this machine longer"
@@ -248,5 +249,5 @@ def _places(g: Geometry, x: Value, v: int) -> np.ndarray:
 
 
 ROW = Algorithm(
-    "paired", "blocked", True, _why_not_here, _cycles, _multiplications, _workspace, _error_bound, _lower
+    "paired", "blocked", True, why_not_here, _cycles, _multiplications, _workspace, _error_bound, _lower
 )  # fmt: skip

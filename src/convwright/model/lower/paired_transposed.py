@@ -17,20 +17,17 @@ from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
 from convwright.model.lower import channels, paired, paired_weights
+from convwright.model.lower.transposed import why_not_phases
 from convwright.model.problem import Algorithm, Problem
 from convwright.model.values import NO_HALO, Value, blocks_of
-from convwright.runtime.machine import adds_beside_multiply_adds
 from convwright.spec import ConvSpec
 
 
 def _why_not(p: Problem) -> str | None:
     spec = p.spec
-    if not spec.transposed:
-        return "not transposed"
-    if spec.rank == 3:
-        return "of at most two axes"
-    if p.residual:
-        return "adds no residual"
+    reason = why_not_phases(p)
+    if reason is not None:
+        return reason
     if spec.groups > 1:
         return f"{spec.groups} groups"
     if spec.kernel != spec.stride or max(spec.kernel) == 1:
@@ -39,10 +36,7 @@ def _why_not(p: Problem) -> str | None:
         return f"dilation {spec.dilation}, flip {spec.flip}"
     if p.out_size != tuple(size * step for size, step in zip(p.size, spec.stride, strict=True)):
         return f"padding {spec.padding}, output_padding {spec.output_padding}: there must be none"
-    reason = paired.why_not(pointwise(p))
-    if reason is None and p.algorithm == "auto" and not adds_beside_multiply_adds(p.target):
-        return "additions beside multiply-adds would take this machine longer"
-    return reason
+    return paired.why_not_here(pointwise(p))
 
 
 @lru_cache(maxsize=1024)

@@ -93,8 +93,7 @@ def pack(weight: np.ndarray, v: int, lost: Lost) -> np.ndarray:
     parts.channel_scales[:channels] = np.ldexp(signs, of_channels)
     # Where all weights are zeros the output is the bias, without what the sums' rounding leaves.
     parts.out_scales[:outputs] = np.where(weight.any(1), np.ldexp(np.float32(1), -of_outputs), 0)
-
-    def pack_piece(piece: slice) -> None:
+    for piece in _pieces(weight.shape, v):
         rows, own = weight[piece], of_outputs[piece]
         if max(np.abs(own).max(), -of_channels.min()) > _PLAIN or own.min() < 0:
             rows = _scaled_with_care(rows, own, of_channels, piece.start, lost)
@@ -112,9 +111,6 @@ def pack(weight: np.ndarray, v: int, lost: Lost) -> np.ndarray:
         with np.errstate(all="ignore"):  # an infinity by a zero
             squares = to[:, first] * to[:, first + 1]
             parts.squares.reshape(vectors, v)[piece.start // v :][: len(to)] = -squares.sum(1, dtype=np.float64)
-
-    for piece in _pieces(weight.shape, v):
-        pack_piece(piece)
     return flat
 
 
@@ -158,15 +154,12 @@ def _exponents(weight: np.ndarray, v: int) -> tuple[np.ndarray, np.ndarray]:
     """
     outputs, channels = weight.shape
     of_outputs = np.empty(outputs, np.float32)
-
-    def measure(piece: slice) -> np.ndarray:
-        with np.errstate(all="ignore"):
+    of_channels = np.zeros(channels)
+    with np.errstate(all="ignore"):
+        for piece in _pieces(weight.shape, v):
             squares = np.square(weight[piece])
             of_outputs[piece] = squares.mean(1)
-            relative: np.ndarray = (1 / of_outputs[piece]) @ squares
-            return relative
-
-    of_channels: np.ndarray = np.add.reduce([measure(piece) for piece in _pieces(weight.shape, v)], dtype=np.float64)
+            of_channels += (1 / of_outputs[piece]) @ squares
     if not np.isfinite(of_channels).all() or of_outputs.min() < 2.0**-_PLAIN:
         return _exponents_with_care(weight)
     exponents = _of_channels(of_channels)

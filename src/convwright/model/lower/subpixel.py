@@ -19,7 +19,7 @@ from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.lower import channels, direct, winograd
 from convwright.model.lower.movement import copy_view
-from convwright.model.lower.transposed import axes_of
+from convwright.model.lower.transposed import axes_of, why_not_phases
 from convwright.model.problem import Algorithm, Problem
 from convwright.model.values import Buffer, Halo, Ref
 from convwright.spec import ConvSpec
@@ -47,12 +47,9 @@ class Form:
 
 def _why_not(p: Problem) -> str | None:
     spec = p.spec
-    if not spec.transposed:
-        return "not transposed"
-    if spec.rank == 3:
-        return "of at most two axes"
-    if p.residual:
-        return "adds no residual"
+    reason = why_not_phases(p)
+    if reason is not None:
+        return reason
     if spec.groups > 1:
         return f"groups {spec.groups}: the phases of all groups together would be one group's channels"
     if spec.out_channels >= p.target.vector:

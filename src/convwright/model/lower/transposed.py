@@ -48,14 +48,20 @@ def axes_of(p: Problem) -> list[planar.Axis]:
     return [planar.axis_of(ConvSpec(1, 1, (1,)), ((0, 0),), 0, 1, 1), *own][-2:]
 
 
+def why_not_phases(p: Problem) -> str | None:
+    """Why the phases of a transposed convolution cannot be steps, or channels, of their own."""
+    if not p.spec.transposed:
+        return "not transposed"
+    if p.spec.rank == 3:
+        return "of at most two axes"
+    return "adds no residual" if p.residual else None
+
+
 def _why_not(p: Problem) -> str | None:
     spec = p.spec
-    if not spec.transposed:
-        return "not transposed"
-    if spec.rank == 3:
-        return "of at most two axes"
-    if p.residual:
-        return "adds no residual"
+    reason = why_not_phases(p)
+    if reason is not None:
+        return reason
     if max(spec.stride) == 1:
         return "at stride 1 there is one phase: a convolution of its own"
     if max(spec.dilation) > 1:
