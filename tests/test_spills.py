@@ -224,7 +224,7 @@ def test_winograd(target: Target) -> None:
 @pytest.mark.parametrize(("tiles", "outs"), [(10, 2), (11, 2), (22, 1), (5, 3)])
 def test_products_in_pairs(tiles: int, outs: int, half: bool) -> None:
     """Of 16 channels 11 multiply-adds and 10 additions for a sum, each with its input from memory in the instruction
-    itself. Some values lie on the stack for a while: 5 in 100 instructions cost nothing that a measurement shows."""
+    itself, and no value on the stack: 1 in 40 instructions there made whole layers 4 to 7 % slower."""
     target, tile = target_named("avx512"), paired.PairedTile(tiles, outs, half)
     text, sums = assembly(tile.key, lambda: paired.emit(tile, target), target), tiles * outs
     (loop,) = [loop for loop in innermost_loops(text) if "vaddps" in "\n".join(loop)]
@@ -233,7 +233,7 @@ def test_products_in_pairs(tiles: int, outs: int, half: bool) -> None:
     assert sum("vaddps" in line for line in vectors) == 10 * sums
     assert sum("{1to16}" in line for line in vectors) == 16 * sums
     assert not any("vbroadcastss" in line for line in vectors)
-    assert sum("(%rsp" in line for line in vectors) < 24
+    assert not any("(%rsp" in line for line in vectors)
 
 
 @pytest.mark.parametrize("target", [pytest.param(target_named(name), id=name) for name in ("avx2", "generic")])

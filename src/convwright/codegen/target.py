@@ -142,6 +142,7 @@ def host_target() -> Target:
 def _llvm_target() -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    llvm.initialize_native_asmparser()
     return llvm.Target.from_triple(llvm.get_process_triple())
 
 

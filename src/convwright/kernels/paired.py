@@ -36,6 +36,7 @@ from convwright.codegen.lang import I32, I64, Int, Integer, Kernel
 from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
+from convwright.kernels.products import add_pair, keeps_pairs_together
 
 ARGUMENTS = Arguments(
     # pixels: see PIXEL_COLUMNS; places: floats from a pixel's first input to each of its blocks; channel_scales: of
@@ -55,6 +56,7 @@ PIXEL_COLUMNS = 3
 IN_PAIRS = (0, 2, 3, 5, 6)
 """Pairs of channels, of eight or fewer that are summed in turn, that become one product."""
 
+_TOGETHER = ((0,), (1, 2), (3,), (4, 5), (6, 7))  # see `_groups`
 TOGETHER = 4  # pixels that are copied together: enough that they do not wait for each other
 
 
@@ -246,17 +248,23 @@ def multiply(
     def step(channels: int) -> None:
         x, w = inputs.get(), weights.get()
         again = [k.opaque(x) for _ in range(tile.outs)]
-        for first in range(0, channels, 2):
+        for group in _groups(k, channels // 2):
             k.b.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
-            b1, b2 = ([k.load(k.advance(w, a.w_out * o), (first + n) * k.v) for o in range(tile.outs)] for n in (0, 1))
+            vectors = [
+                [[k.load(k.advance(w, a.w_out * o), (2 * pair + n) * k.v) for n in (0, 1)] for o in range(tile.outs)]
+                for pair in group
+            ]
             for pixel, own in enumerate(total):
-                for one, x, v1, v2 in zip(own, again, b1, b2, strict=True):
-                    a1, a2 = (k.broadcast(k.load_scalar(x, pixel * k.v + first + n)) for n in (0, 1))
-                    if first // 2 in IN_PAIRS:
-                        one.set(k.fma(k.add(a1, v2), k.add(a2, v1), one.get()))
-                    else:
-                        one.set(k.fma(a2, v2, k.fma(a1, v1, one.get())))
-            if first % 4 == 0:
+                for number, (one, x) in enumerate(zip(own, again, strict=True)):
+                    for pair, weights_of_pair in zip(group, vectors, strict=True):
+                        b1, b2 = weights_of_pair[number]
+                        first = pixel * k.v + 2 * pair
+                        if pair in IN_PAIRS:
+                            add_pair(k, one, (x, first), (x, first + 1), b1, b2)
+                        else:
+                            a1, a2 = (k.broadcast(k.load_scalar(x, first + n)) for n in (0, 1))
+                            one.set(k.fma(a2, b2, k.fma(a1, b1, one.get())))
+            for _ in (pair for pair in group if pair % 2 == 0):
                 for o in range(tile.outs):
                     k.prefetch(coming.get(), a.w_out * o, locality=2)
                 coming.set(k.advance(coming.get(), k.v))
@@ -268,6 +276,14 @@ def multiply(
     if tile.half:
         step(k.v // 2)
     return [[own.get() for own in one] for one in total]
+
+
+def _groups(k: Kernel, pairs: int) -> list[list[int]]:
+    """Pairs that are summed for one output after another: products as they are beside such as are one of two, so that
+    additions and multiply-adds are never far apart. Measured, all weights in the first-level cache: 171 GFLOP/s of 172,
+    167 where one pair is summed at a time."""
+    together = _TOGETHER if keeps_pairs_together(k) else [(pair,) for pair in range(pairs)]
+    return [own for group in together if (own := [pair for pair in group if pair < pairs])]
 
 
 def _store(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from convwright.codegen.lang import Integer, Kernel, Variable
+from convwright.codegen.lang import PTR, Integer, Kernel, Variable
 
 Sums = list[list[Variable]]
 """Accumulators ``[pixel][out]``; ``out`` counts vectors of output channels."""
@@ -43,6 +43,35 @@ def add_products(
             for factor, vector, accumulator in zip(factors, vectors, accumulators, strict=True):
                 accumulator.set(k.fma(factor, vector, accumulator.get()))
     weights.set(k.advance(now, unroll * k.v))
+
+
+# One instruction after another: LLVM's scheduler would bring several sums' additions forward, and spill sums.
+_PAIR = "vaddps {}($4){{1to16}}, $7, $1\n\tvaddps {}($5){{1to16}}, $6, $2\n\tvfmadd231ps $1, $2, $0"
+
+
+def add_pair(
+    k: Kernel, total: Variable, a1: tuple[ir.Value, int], a2: tuple[ir.Value, int], b1: ir.Value, b2: ir.Value
+) -> None:
+    """``total += (a1 + b2) * (a2 + b1)``, one product for two (see `kernels.paired`).
+
+    - ``a1``, ``a2``: where a scalar lies: a pointer, and floats from there on.
+    - ``b1``, ``b2``: vectors of weights.
+    """
+    if not keeps_pairs_together(k):
+        first, second = (k.broadcast(k.load_scalar(*place)) for place in (a1, a2))
+        total.set(k.fma(k.add(first, b2), k.add(second, b1), total.get()))
+        return
+    vector = k.vector_type
+    kind = ir.FunctionType(ir.LiteralStructType([vector] * 3), [vector, PTR, PTR, vector, vector])
+    text = _PAIR.format(a1[1] * k.width, a2[1] * k.width)
+    operands = [total.get(), a1[0], a2[0], b1, b2]
+    results = k.b.asm(kind, text, "=v,=&v,=&v,0,r,r,v,v,~{memory}", operands, True)
+    total.set(k.b.extract_value(results, 0))
+
+
+def keeps_pairs_together(k: Kernel) -> bool:
+    """Whether `add_pair` is three instructions that stay where they are written, of two registers besides its own."""
+    return k.target.is_x86 and k.v == 16
 
 
 def lower_half(k: Kernel, vector: ir.Value) -> ir.Value:
