@@ -33,3 +33,24 @@ def test_zeros_can_be_written_to_the_last_byte(nbytes: int) -> None:
 @pytest.mark.parametrize("nbytes", [256 << 10, 3 << 20])
 def test_much_memory_starts_on_a_huge_page(nbytes: int) -> None:
     assert memory.zeroed(nbytes).ctypes.data % (2 << 20) == 0
+
+
+def test_a_pool_serves_what_is_made_meanwhile() -> None:
+    pool = memory.Pool()
+    with pool.serving():
+        few, many = memory.aligned_empty(3), memory.aligned_empty((80 << 20) // 4)
+        with memory.Pool().serving():
+            other = memory.aligned_empty(5)
+        last = memory.aligned_empty(7)
+    plain = memory.aligned_empty(7)
+    arrays = [few, many, other, last, plain]
+    for number, array in enumerate(arrays):
+        array[...] = number
+    assert [set(array[:9].tolist()) for array in arrays] == [{0.0}, {1.0}, {2.0}, {3.0}, {4.0}]
+    assert all(array.ctypes.data % memory.ALIGNMENT == 0 for array in arrays)
+
+
+def test_a_pool_lays_arrays_side_by_side() -> None:
+    pool = memory.Pool()
+    first, second = pool.empty(65), pool.empty(1)
+    assert second.ctypes.data - first.ctypes.data == 2 * memory.ALIGNMENT

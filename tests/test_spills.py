@@ -41,6 +41,7 @@ from convwright.kernels import (
     winograd,
     winograd_planes,
 )
+from convwright.kernels.narrow import CODINGS
 from convwright.model.lower import depthwise_planes as depthwise_planes_lowering
 from convwright.model.lower import grouped as grouped_lowering
 from convwright.model.lower import integer_channels, winograd_pairs
@@ -179,7 +180,8 @@ DENSE_3X3 = [
 def test_dense(target: Target) -> None:
     """Where it is chosen: with vectors of four lanes it is not."""
     if target.name != "generic":
-        assert not spilling(dense, [dense.DenseTile(images, 0) for images in range(1, 9)], target)
+        for coding in CODINGS:
+            assert not spilling(dense, [dense.DenseTile(images, coding, 0) for images in range(1, 9)], target)
 
 
 # Kernel, size and the outputs of a tile of the other Winograd algorithms.

@@ -1,49 +1,47 @@
-"""float32 weights in 28 bits, without loss: what the sign, 4 bits of exponent and 23 of mantissa are enough for.
+"""Matrices of float32 weights in fewer bits, as fully connected layers read them: packing and unpacking.
 
-The weights of one output (a row) are rarely more than 2^15 apart. A row has one base, 15 below its largest exponent,
-and a weight the code of its exponent: 1 to 15 above the base, or 0 for zeros and denormals, whose exponent is 0.
-Smaller weights, some in ten thousand of a normal distribution, are stored as zero here and beside the rest, in a list
-of their own ("rare").
-
-Eight channels of a vector of rows are seven vectors of words. Seven of the channels have a word each, sign, code and
-mantissa where float32 has them, with four bits between sign and code that hold a seventh of the eighth channel:
-
-    bit 31   30..27                 26..23   22..0
-    sign     of the eighth channel  code     mantissa
-
-Adding the base to the code, where that is not zero, gives the number back. Two to three instructions a vector.
+Two codings: `kernels.lossless`, 28 bits a weight, and `kernels.fixed`, 24 bits, which rounds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from llvmlite import ir
 
-from convwright.codegen.lang import I32, I64, Int, Integer, Kernel, Variable
+from convwright.codegen.lang import Int, Integer, Kernel
 from convwright.codegen.target import Target
+from convwright.kernels import fixed, lossless
 from convwright.kernels.arguments import Arguments, Reader
-from convwright.kernels.spans import along, copy, transpose
+from convwright.kernels.spans import copy, transpose
 
-BLOCK = 8  # channels that are coded together
-WORDS = 7  # vectors of words that hold them
-CODES = 15  # exponents above the base
-MANTISSA = 23  # bits
-EXPONENT = 0x7F800000
-UNUSABLE = 1 << 40  # what a count of rare weights is where a weight is infinite or NaN
 
-_SIGNED = 1 << 32
-_KEPT = 0x87FFFFFF - _SIGNED
-_CODE = 0x07800000
+class Coding(Protocol):
+    """A module: ``BLOCK`` channels of a vector of rows are coded together in ``WORDS`` vectors of words of 32 bits."""
 
-ARGUMENTS = Arguments("weights words bases counts rare scratch", "rows channels blocks room stride")
+    BLOCK: int
+    WORDS: int
+    BITS: int
+
+    def encode(self, k: Kernel, weights: list[ir.Value], base: ir.Value) -> list[ir.Value]: ...
+
+    def decode(self, k: Kernel, words: list[ir.Value], base: ir.Value, count: int = ...) -> list[ir.Value]: ...
+
+    def survey(self, k: Kernel, a: Reader, item: Int, rows: list[ir.Value]) -> None: ...
+
+
+CODINGS: dict[str, Coding] = {"lossless": lossless, "fixed": fixed}
+
+ARGUMENTS = Arguments("weights words bases squares counts rare scratch", "rows channels blocks room stride")
 """Of all kernels here, whose work items are vectors of rows.
 
-- weights ``[rows][channels]``; bases ``[vector of rows][v]``, int32, where the exponent lies in a float32;
+- weights ``[rows][channels]``; bases ``[vector of rows][v]``, 32 bits each, what a row's weights are coded relative to;
 - words ``[vector of rows][block][WORDS][v]``, the vectors of rows ``stride`` floats apart;
+- squares ``[vector of rows][v]``: sums of squares ("fixed");
 - counts ``[vector of rows]`` of rare weights, int64; rare ``[vector of rows][room]``, the first ``room`` of each,
-  int64: the weight's bits above 32 bits that are channel * v + lane;
+  int64: the weight's bits above 32 bits that are channel * v + lane ("lossless");
 - scratch: room for one vector of rows' words for each thread.
 """
 
@@ -52,68 +50,29 @@ ARGUMENTS = Arguments("weights words bases counts rare scratch", "rows channels 
 class Narrow:
     """What a kernel does.
 
-    - "survey": find the bases, and list the rare weights. Lanes beyond the last row repeat it.
+    - "survey": find what packing needs to know. Lanes beyond the last row repeat it.
     - "pack": make the words, of a vector of rows at a time, so that they may lie where its weights begin.
     - "unpack": from words and bases to weights; rare ones are left out.
     """
 
     what: str
+    coding: str
 
     @property
     def key(self) -> str:
-        return f"narrow-{self.what}"
-
-
-def decode(k: Kernel, words: list[ir.Value], base: ir.Value, count: int = BLOCK) -> list[ir.Value]:
-    """The first ``count`` channels of a block as vectors of float32, from its words and the rows' bases."""
-    b, narrow = k.b, words[:count]
-    if count == BLOCK:
-        fours = [_joined(k, words[at], words[at + 1], 4) for at in (0, 2, 4)]
-        eights = [_joined(k, fours[0], fours[1], 8), _joined(k, fours[2], words[6], 8)]
-        last = b.shl(_joined(k, eights[0], eights[1], 16), k.splat_int(1))
-        narrow = [*narrow, b.ashr(last, k.splat_int(4))]
-    vectors = []
-    for word in narrow:
-        kept = b.and_(word, k.splat_int(_KEPT))
-        coded = b.icmp_signed("!=", b.and_(word, k.splat_int(_CODE)), k.splat_int(0))
-        vectors.append(b.bitcast(b.select(coded, b.add(kept, base), kept), k.vector_type))
-    return vectors
-
-
-def _joined(k: Kernel, upper: ir.Value, lower: ir.Value, bits: int) -> ir.Value:
-    """From bit 30 down: ``bits`` of ``upper`` from bit 30 on, then what ``lower`` has there."""
-    mask = ((1 << bits) - 1) << (31 - bits)
-    down = k.b.lshr(lower, k.splat_int(bits))
-    return k.b.or_(k.b.and_(upper, k.splat_int(mask)), k.b.and_(down, k.splat_int(~mask)))
-
-
-def _rare(k: Kernel, weights: ir.Value, base: ir.Value) -> ir.Value:
-    """The lanes in which an exponent is neither zero nor above the base."""
-    exponent = k.b.and_(weights, k.splat_int(EXPONENT))
-    normal = k.b.icmp_signed("!=", exponent, k.splat_int(0))
-    return k.b.and_(normal, k.b.icmp_signed("<=", exponent, base))
-
-
-def _encode(k: Kernel, weights: list[ir.Value], base: ir.Value) -> list[ir.Value]:
-    """The words of a block's channels."""
-    b, zero, narrow = k.b, k.splat_int(0), []
-    for weight in weights:
-        normal = b.icmp_signed("!=", b.and_(weight, k.splat_int(EXPONENT)), zero)
-        coded = b.select(normal, b.sub(weight, base), weight)
-        narrow.append(b.select(_rare(k, weight, base), zero, coded))
-    last = narrow.pop()
-    sign = b.lshr(b.and_(last, k.splat_int(1 << 31)), k.splat_int(1))
-    rest = b.or_(sign, b.and_(b.shl(last, k.splat_int(3)), k.splat_int((1 << 30) - 1)))
-    pieces = (b.and_(b.shl(rest, k.splat_int(4 * at)), k.splat_int(0xF << 27)) for at in range(WORDS))
-    return [b.or_(word, piece) for word, piece in zip(narrow, pieces, strict=True)]
+        return f"narrow-{self.what}-{self.coding}"
 
 
 def emit(tile: Narrow, target: Target) -> ir.Module:
     """The kernel's module."""
     k = Kernel(target)
     a = ARGUMENTS.read(k)
+    coding = CODINGS[tile.coding]
     with k.loop(k.begin, k.end) as item:
-        {"survey": _survey, "pack": _pack, "unpack": _unpack}[tile.what](k, a, item)
+        if tile.what == "survey":
+            coding.survey(k, a, item, _rows(k, a, item))
+        else:
+            {"pack": _pack, "unpack": _unpack}[tile.what](k, a, item, coding)
     return k.finish()
 
 
@@ -122,47 +81,29 @@ def _rows(k: Kernel, a: Reader, item: Int) -> list[ir.Value]:
     return [k.advance(a.weights, k.minimum(item * k.v + lane, last) * a.channels) for lane in range(k.v)]
 
 
-def _survey(k: Kernel, a: Reader, item: Int) -> None:
-    rows = _rows(k, a, item)
-    largest = _largest_exponents(k, a, rows)
-    unusable = k.b.icmp_signed("==", largest, k.splat_int(EXPONENT))
-    base = k.b.sub(largest, k.splat_int(CODES << MANTISSA))
-    base = _larger(k, base, k.splat_int(0))
-    k.store(k.b.bitcast(base, k.vector_type), a.bases, item * k.v)
-    count = k.variable(k.choose(_any(k, unusable), UNUSABLE, 0))
-    for lane, row in enumerate(rows):
-        own = k.int_broadcast(_bits(k, a.bases, item * k.v + lane))
-
-        def look(first: Int, mask: ir.Value | None, row: ir.Value = row, own: ir.Value = own, lane: int = lane) -> None:
-            rare = _rare(k, k.b.bitcast(k.load(row, first, mask), k.int_vector_type), own)
-            with k.when(_any(k, rare)):
-                _list_rare(k, a, item, row, lane, first, count)
-
-        along(k, 0, a.channels, look)
-    k.store_int(count.get(), a.counts, item)
-
-
-def _pack(k: Kernel, a: Reader, item: Int) -> None:
+def _pack(k: Kernel, a: Reader, item: Int, coding: Coding) -> None:
     rows, base = _rows(k, a, item), k.load_ints(a.bases, item * k.v)
-    size = a.blocks * (WORDS * k.v)
+    size = a.blocks * (coding.WORDS * k.v)
     scratch = k.advance(a.scratch, k.thread * size)
 
     def block(first: Int, load: Callable[[ir.Value, Integer], ir.Value]) -> None:
-        columns = _columns(k, rows, first, load)
-        for at in range(0, len(columns), BLOCK):
+        columns = _columns(k, rows, first, load, max(k.v, coding.BLOCK))
+        for at in range(0, len(columns), coding.BLOCK):
             with k.when(first + at < a.channels):
-                to = k.advance(scratch, (first + at) // BLOCK * (WORDS * k.v))
-                for place, word in enumerate(_encode(k, columns[at : at + BLOCK], base)):
+                to = k.advance(scratch, (first + at) // coding.BLOCK * (coding.WORDS * k.v))
+                for place, word in enumerate(coding.encode(k, columns[at : at + coding.BLOCK], base)):
                     k.store(k.b.bitcast(word, k.vector_type), to, place * k.v)
 
-    _over(k, a, block)
+    _over(k, a, coding, block)
     copy(k, scratch, k.advance(a.words, item * a.stride), size)
 
 
-def _over(k: Kernel, a: Reader, body: Callable[[Int, Callable[[ir.Value, Integer], ir.Value]], None]) -> None:
+def _over(
+    k: Kernel, a: Reader, coding: Coding, body: Callable[[Int, Callable[[ir.Value, Integer], ir.Value]], None]
+) -> None:
     """``body(first channel, load)`` for the channels of whole blocks and of whole vectors at a time; ``load`` reads a
     vector of a row and gives zeros beyond the last channel."""
-    step = max(k.v, BLOCK)
+    step = max(k.v, coding.BLOCK)
     whole = a.channels - a.channels % step
     with k.loop(0, whole, step) as first:
         body(first, lambda row, at: k.load(row, at))
@@ -171,75 +112,31 @@ def _over(k: Kernel, a: Reader, body: Callable[[Int, Callable[[ir.Value, Integer
 
 
 def _columns(
-    k: Kernel, rows: list[ir.Value], first: Int, load: Callable[[ir.Value, Integer], ir.Value]
+    k: Kernel, rows: list[ir.Value], first: Int, load: Callable[[ir.Value, Integer], ir.Value], count: int
 ) -> list[ir.Value]:
-    """The bits of the rows' weights, channel by channel from ``first`` on, rows as lanes."""
+    """The bits of ``count`` of the rows' weights, channel by channel from ``first`` on, rows as lanes."""
     columns = []
-    for at in range(0, max(k.v, BLOCK), k.v):
+    for at in range(0, count, k.v):
         columns += transpose(k, [load(row, first + at) for row in rows])
     return [k.b.bitcast(column, k.int_vector_type) for column in columns]
 
 
-def _largest_exponents(k: Kernel, a: Reader, rows: list[ir.Value]) -> ir.Value:
-    """Of each row, in its lane, as float32 has it."""
-    largest = [k.variable(k.splat_int(0)) for _ in rows]
-
-    def look(first: Int, mask: ir.Value | None) -> None:
-        for row, most in zip(rows, largest, strict=True):
-            bits = k.b.bitcast(k.load(row, first, mask), k.int_vector_type)
-            most.set(_larger(k, k.b.and_(bits, k.splat_int(EXPONENT)), most.get()))
-
-    along(k, 0, a.channels, look)
-    columns = transpose(k, [k.b.bitcast(most.get(), k.vector_type) for most in largest])
-    result = k.b.bitcast(columns[0], k.int_vector_type)
-    for column in columns[1:]:
-        result = _larger(k, result, k.b.bitcast(column, k.int_vector_type))
-    return result
-
-
-def _larger(k: Kernel, one: ir.Value, other: ir.Value) -> ir.Value:
-    return k.b.select(k.b.icmp_signed(">", one, other), one, other)
-
-
-def _any(k: Kernel, mask: ir.Value) -> ir.Value:
-    return k.b.icmp_unsigned("!=", k.b.bitcast(mask, ir.IntType(k.v)), ir.Constant(ir.IntType(k.v), 0))
-
-
-def _list_rare(k: Kernel, a: Reader, item: Int, row: ir.Value, lane: int, first: Int, count: Variable) -> None:
-    """Add the rare weights of a vector along a row to the list, one by one: there are few."""
-    base = _bits(k, a.bases, item * k.v + lane)
-    with k.loop(first, k.minimum(first + k.v, a.channels)) as at:
-        bits = _bits(k, row, at)
-        exponent = k.b.and_(bits.value, ir.Constant(I64, EXPONENT))
-        above_zero = k.b.icmp_signed(">", exponent, ir.Constant(I64, 0))
-        with k.when(k.b.and_(above_zero, k.b.icmp_signed("<=", exponent, base.value))):
-            number = count.get()
-            with k.when(number < a.room):
-                k.store_int(bits * _SIGNED + at * k.v + lane, a.rare, item * a.room + number)
-            count.set(number + 1)
-
-
-def _bits(k: Kernel, pointer: ir.Value, offset: Integer) -> Int:
-    """The 32 bits there, not negative."""
-    return Int(k, k.b.zext(k.b.load(k.advance(pointer, offset), typ=I32, align=4), I64))
-
-
-def _unpack(k: Kernel, a: Reader, item: Int) -> None:
+def _unpack(k: Kernel, a: Reader, item: Int, coding: Coding) -> None:
     words, base = k.advance(a.words, item * a.stride), k.load_ints(a.bases, item * k.v)
     first_row = item * k.v
 
     def block(first: Int, mask: Callable[[Integer], ir.Value | None]) -> None:
         vectors: list[ir.Value] = []
-        for at in range(0, max(k.v, BLOCK), BLOCK):
-            number = k.minimum((first + at) // BLOCK, a.blocks - 1)
-            coded = k.advance(words, number * (WORDS * k.v))
-            vectors += decode(k, [k.load_ints(coded, place * k.v) for place in range(WORDS)], base)
+        for at in range(0, max(k.v, coding.BLOCK), coding.BLOCK):
+            number = k.minimum((first + at) // coding.BLOCK, a.blocks - 1)
+            coded = k.advance(words, number * (coding.WORDS * k.v))
+            vectors += coding.decode(k, [k.load_ints(coded, place * k.v) for place in range(coding.WORDS)], base)
         for at in range(0, len(vectors), k.v):
             for lane, row in enumerate(transpose(k, vectors[at : at + k.v])):
                 with k.when(first_row + lane < a.rows):
                     k.store(row, k.advance(a.weights, (first_row + lane) * a.channels), first + at, mask(first + at))
 
-    step = max(k.v, BLOCK)
+    step = max(k.v, coding.BLOCK)
     whole = a.channels - a.channels % step
     with k.loop(0, whole, step) as first:
         block(first, lambda at: None)

@@ -1,4 +1,4 @@
-"""Matrices of weights in 28 bits a number, without loss, by all threads (`kernels.narrow`).
+"""Matrices of weights in 24 bits a number, or in 28 without loss, by all threads (`kernels.narrow`).
 
 All that belongs to a matrix lies in one array: the words, the rows' bases, and the rare weights with their places.
 """
@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 
 from convwright.codegen.jit import compile_kernel
 from convwright.codegen.target import Target
-from convwright.kernels import narrow
+from convwright.kernels import fixed, narrow
 from convwright.runtime.memory import aligned_empty, zeroed
 from convwright.runtime.team import team_of
+
+MOST_ROUNDED = 1e-6
+"""What rounding to 24 bits may add to a row, as root mean squares. Rows can be rounded whose largest weight is up to 14
+times their root mean square, or 28 times if it is just below a power of two."""
 
 MOST_RARE = 1 / 500  # of the weights: a rare one takes 8 bytes and some ten cycles
 _ROOM = 1 / 32  # of a vector of rows, for its rare weights
@@ -30,6 +34,12 @@ class Parts:
     rows: int
     channels: int
     v: int
+    coding: str
+
+    @property
+    def bits(self) -> int:
+        """Of a weight."""
+        return narrow.CODINGS[self.coding].BITS
 
     @property
     def vectors(self) -> int:
@@ -39,12 +49,12 @@ class Parts:
     @property
     def blocks(self) -> int:
         """Of channels."""
-        return -(-self.channels // narrow.BLOCK)
+        return -(-self.channels // narrow.CODINGS[self.coding].BLOCK)
 
     @property
     def words(self) -> int:
         """Floats of a vector of rows."""
-        return self.blocks * narrow.WORDS * self.v
+        return self.blocks * narrow.CODINGS[self.coding].WORDS * self.v
 
     @property
     def bases(self) -> int:
@@ -65,12 +75,36 @@ def _aligned(nbytes: int) -> int:
 
 
 class Survey:
-    """What is known of a matrix before it is packed: the bases of its rows, and its rare weights."""
+    """What is known of a matrix before it is packed: how it is coded, the bases of its rows, and its rare weights.
 
-    def __init__(self, matrix: NDArray[np.float32], target: Target, threads: int):
+    exact: without loss.
+    """
+
+    def __init__(self, matrix: NDArray[np.float32], target: Target, threads: int, *, exact: bool):
         matrix = np.ascontiguousarray(matrix, np.float32)
-        self.parts = Parts(matrix.shape[0], matrix.shape[1], target.vector)
         self.target, self.threads = target, threads
+        if exact or not self._fixed(matrix):
+            self._lossless(matrix)
+
+    def _fixed(self, matrix: NDArray[np.float32]) -> bool:
+        """Whether the matrix can be rounded to 24 bits a weight."""
+        self.parts = parts = Parts(matrix.shape[0], matrix.shape[1], self.target.vector, "fixed")
+        largest, squares = np.empty((2, parts.vectors * parts.v), np.float32)
+        _run("survey", parts, self.target, self.threads, weights=matrix, bases=largest, squares=squares)
+        above = np.where(largest > 0, np.frexp(largest)[1], 0)  # of the next power of two above the largest
+        self.bases = np.ldexp(np.float32(1), above - 31).view(np.int32)
+        self.counts, self.rare = np.zeros(parts.vectors, np.int64), np.zeros(0, np.int64)
+        errors = np.where(largest > 0, np.ldexp(1.0, 2 * (above - 23)) / 12 * parts.channels, 0)
+        self.possible = bool(
+            np.isfinite(squares).all()
+            and (above >= fixed.LOWEST).all()
+            and (errors <= MOST_ROUNDED**2 * squares.astype(float)).all()
+        )
+        return self.possible
+
+    def _lossless(self, matrix: NDArray[np.float32]) -> None:
+        self.parts = Parts(matrix.shape[0], matrix.shape[1], self.target.vector, "lossless")
+        target, threads = self.target, self.threads
         room = max(64, int(self.parts.channels * self.parts.v * _ROOM))
         self.bases = np.empty(self.parts.vectors * self.parts.v, np.int32)
         self.counts = np.zeros(self.parts.vectors, np.int64)
@@ -124,10 +158,9 @@ class Survey:
         return memory[: self.nbytes]
 
 
-def unpack(packed: NDArray[np.uint8], shape: tuple[int, int], target: Target, threads: int) -> NDArray[np.float32]:
-    """The matrix, to the last bit."""
-    parts = Parts(shape[0], shape[1], target.vector)
-    matrix = np.empty(shape, np.float32)
+def unpack(packed: NDArray[np.uint8], parts: Parts, target: Target, threads: int) -> NDArray[np.float32]:
+    """The matrix, to the last bit, or as it was rounded."""
+    matrix = np.empty((parts.rows, parts.channels), np.float32)
     bases = packed[parts.bases :]
     _run("unpack", parts, target, threads, parts.words, weights=matrix, words=packed, bases=bases)
     starts = packed[parts.starts :][: 8 * (parts.vectors + 1)].view(np.int64)
@@ -141,7 +174,7 @@ def unpack(packed: NDArray[np.uint8], shape: tuple[int, int], target: Target, th
 
 def _run(what: str, parts: Parts, target: Target, threads: int, stride: int = 0, **arrays: NDArray[Any]) -> None:
     """Run a kernel by so many threads."""
-    tile = narrow.Narrow(what)
+    tile = narrow.Narrow(what, parts.coding)
     values = dict.fromkeys(narrow.ARGUMENTS.pointers, 0) | {name: array.ctypes.data for name, array in arrays.items()}
     values |= {"rows": parts.rows, "channels": parts.channels, "blocks": parts.blocks, "stride": stride}
     values["room"] = arrays["rare"].shape[1] if "rare" in arrays else 0

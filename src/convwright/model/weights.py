@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,9 +16,11 @@ import numpy as np
 from convwright.codegen.target import Target
 from convwright.large_arrays import give_back, standing_in, taken
 from convwright.model import narrow
+from convwright.model.narrow import Survey
 from convwright.model.values import Order, in_lanes
-from convwright.runtime.memory import aligned_empty
+from convwright.runtime.memory import Pool, aligned_empty
 
+Narrowed = tuple[narrow.Parts, np.ndarray]
 _PIECE = 1 << 16  # weights packed at a time: they and what they become fit the second-level cache
 
 
@@ -168,6 +171,7 @@ def _flat(channels: int, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
 
 
 _INVERTIBLE = ("direct", "planar", "depthwise")
+_WORTH_A_POOL = 4 << 20  # bytes of constants
 _SMALL = 1 << 14  # bytes: constants up to this size stay as they are beside their packed form
 
 
@@ -182,10 +186,13 @@ class Weights:
 
     def __init__(self, constants: dict[str, np.ndarray], v: int):
         self.constants, self.v = constants, v
+        large = sum(array.nbytes for array in constants.values()) >= _WORTH_A_POOL
+        self._pool = Pool() if large else None
         self.consuming = False
         self._packed: dict[tuple[str, str, int, tuple[int, ...]], np.ndarray] = {}
         self._vectors: dict[tuple[str, ...], np.ndarray] = {}
         self._derived: dict[tuple[Hashable, ...], np.ndarray] = {}
+        self._narrowed: dict[str, Narrowed | None] = {}
         self._restored: dict[str, Callable[[], np.ndarray]] = {}
         self._spare: set[str] = set()
         self._released: set[str] = set()
@@ -194,10 +201,15 @@ class Weights:
         """The constant seen as ``shape`` and packed: ``form`` is "direct", "planar", "depthwise" or "spread"."""
         key = (name, form, groups, tuple(shape))
         if key not in self._packed:
-            self._packed[key] = self._pack(name, form, tuple(shape), groups)
+            with self._memory():
+                self._packed[key] = self._pack(name, form, tuple(shape), groups)
             if form in _INVERTIBLE:
                 self._give_back(name)
         return self._packed[key]
+
+    def _memory(self) -> AbstractContextManager[None]:
+        """Where what is packed meanwhile lies: together, if it is much."""
+        return self._pool.serving() if self._pool else nullcontext()
 
     def _pack(self, name: str, form: str, shape: tuple[int, ...], groups: int) -> np.ndarray:
         if form == "spread":
@@ -237,28 +249,31 @@ class Weights:
         ``restore`` gives the constant back to the last bit; without it the constant stays beside what was made of it.
         """
         if (name, *key) not in self._derived:
-            self._derived[name, *key] = made = make(self.array(name))
+            with self._memory():
+                self._derived[name, *key] = made = make(self.array(name))
             if restore is not None:
                 self._restored.setdefault(name, partial(restore, made))
                 self._give_back(name)
         return self._derived[name, *key]
 
-    def narrow(self, name: str, target: Target, threads: int) -> np.ndarray | None:
-        """The constant, a matrix of float32, in 28 bits a number (`model.narrow`); None where that is not worth it."""
-        key = (name, "28 bits")
-        if key not in self._derived:
-            self._derived[key] = packed = self._narrow(name, target, threads)
-            if packed.size:
-                restore = partial(narrow.unpack, packed, self.constants[name].shape, target, threads)
-                self._restored.setdefault(name, restore)
-                self._give_back(name)
-        return self._derived[key] if self._derived[key].size else None
+    def narrow(self, name: str, target: Target, threads: int, *, exact: bool) -> Narrowed | None:
+        """The constant, a matrix of float32, in fewer bits a number (`model.narrow`); None where that is not worth it.
 
-    def _narrow(self, name: str, target: Target, threads: int) -> np.ndarray:
+        exact: without loss. Otherwise it is rounded, and where its memory is not needed as it was the constant that is
+        given back is the rounded one, with which plans compute.
+        """
+        if name not in self._narrowed:
+            survey = narrow.Survey(self.array(name), target, threads, exact=exact)
+            self._narrowed[name] = None
+            if survey.possible:
+                packed = self._pack_narrow(name, survey)
+                self._narrowed[name] = survey.parts, packed
+                self._restored.setdefault(name, partial(narrow.unpack, packed, survey.parts, target, threads))
+                self._give_back(name)
+        return self._narrowed[name]
+
+    def _pack_narrow(self, name: str, survey: Survey) -> np.ndarray:
         shape = self.constants[name].shape
-        survey = narrow.Survey(self.array(name), target, threads)
-        if not survey.possible:
-            return np.empty(0, np.uint8)
         if survey.fits_in_place(self._room(shape)) and (memory := self._taken(name, shape, 1)) is not None:
             return give_back(memory, survey.pack_in_place(memory))
         return survey.pack(self.array(name))
@@ -336,6 +351,7 @@ class Weights:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights as they are held."""
-        arrays = (*self._packed.values(), *self._vectors.values(), *self._derived.values())
+        narrowed = (pair[1] for pair in self._narrowed.values() if pair)
+        arrays = (*self._packed.values(), *self._vectors.values(), *self._derived.values(), *narrowed)
         rest = (array for name, array in self.constants.items() if name not in self._released)
         return sum(array.nbytes for array in arrays) + sum(array.nbytes for array in rest)

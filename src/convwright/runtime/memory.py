@@ -3,16 +3,54 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 
 ALIGNMENT = 64  # bytes
 _HUGE_PAGE = 2 << 20
 _WORTH_A_HUGE_PAGE = 256 << 10  # bytes from which on memory starts on a huge page
+_CHUNK = 64 << 20  # bytes that a pool maps at a time: what is never touched takes no memory
+
+
+class Pool:
+    """Memory in huge pages for arrays that live as long as each other: one after another, each from a cache line on.
+
+    Weights of many megabytes in pages of 4 KB, wherever they lie, miss the TLB, and evict each other from caches that
+    would hold them: networks took 2 to 6 % longer on Zen 4.
+    """
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+        self._used = 0
+
+    def empty(self, nbytes: int) -> np.ndarray:
+        """Bytes, not initialised by anyone."""
+        if self._used + nbytes > self._memory.size:
+            self._memory, self._used = zeroed(max(nbytes, _CHUNK)), 0
+        start = self._used
+        self._used = start + -(-nbytes // ALIGNMENT) * ALIGNMENT
+        return self._memory[start : start + nbytes]
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """What ``aligned_empty`` gives meanwhile, in this thread, lies here."""
+        before = _serving.set(self)
+        try:
+            yield
+        finally:
+            _serving.reset(before)
+
+
+_serving: ContextVar[Pool | None] = ContextVar("pool", default=None)
 
 
 def aligned_empty(count: int) -> np.ndarray:
     """``count`` float32, not initialised, the first on a cache line."""
+    if (pool := _serving.get()) is not None:
+        return pool.empty(count * 4).view(np.float32)
     raw = np.empty(count * 4 + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + count * 4].view(np.float32)

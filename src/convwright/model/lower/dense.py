@@ -1,4 +1,4 @@
-"""Fully connected layers: few images by many weights in 28 bits (`kernels.dense`), others as convolutions."""
+"""Fully connected layers: few images by many weights in few bits (`kernels.dense`), others as convolutions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from convwright.kernels import dense
-from convwright.kernels.narrow import BLOCK
+from convwright.kernels.narrow import CODINGS
 from convwright.model import narrow
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
@@ -19,26 +19,27 @@ _LEAST_BYTES = 1 << 20
 
 
 def lower(b: Builder, layer: Layer) -> None:
-    """The layer, whichever way is the quicker. Weights that cannot be packed without loss stay as they are."""
-    packed = _packed(b, layer)
-    if packed is None:
+    """The layer, whichever way is the quicker. Weights that cannot be packed stay as they are."""
+    narrowed = _narrowed(b, layer)
+    if narrowed is None:
         direct.lower_gemm(b, layer)
         return
+    parts, packed = narrowed
     node = layer.node
     outputs, channels = b.graph.constants[node.inputs[1]].shape
     x = _in_a_row(b, b.flattened.get(node.inputs[0], node.inputs[0]))
     y = b.new_blocked(layer.output)
     images = y.n
-    parts = narrow.Parts(outputs, channels, b.v)
     buffer = b.static(packed).buffer
-    tile = dense.DenseTile(images, channels % BLOCK, layer.epilogue)
+    tile = dense.DenseTile(images, parts.coding, channels % CODINGS[parts.coding].BLOCK, layer.epilogue)
     arguments = {
         "x": x.ref, "words": Ref(buffer), "bases": Ref(buffer, parts.bases), "starts": Ref(buffer, parts.starts),
         "rare": Ref(buffer, parts.rare), "bias": b.static(b.weights.bias(node.input(2), outputs)), "y": y.ref,
         "channels": channels, "blocks": parts.blocks, "x_image": x.image or channels,
         "y_image": y.image, "y_block": y.block,
     }  # fmt: skip
-    why = f"{images} x {channels} by {outputs}: weights in 28 bits, lossless"
+    loss = "rounded" if parts.coding == "fixed" else "lossless"
+    why = f"{images} x {channels} by {outputs}: weights in {parts.bits} bits, {loss}"
     b.step(tile.name(b.target), dense, tile, arguments, parts.vectors, [x], [y], why, images * outputs * channels)
 
 
@@ -51,14 +52,17 @@ def _in_a_row(b: Builder, name: str) -> Value:
     return b.plain(name)
 
 
-def _packed(b: Builder, layer: Layer) -> np.ndarray | None:
-    """The layer's weights in 28 bits, or None where direct summation of plain ones is the quicker."""
+def _narrowed(b: Builder, layer: Layer) -> tuple[narrow.Parts, np.ndarray] | None:
+    """The layer's weights in fewer bits, or None where direct summation of plain ones is the quicker."""
     name = layer.node.inputs[1]
     info = b.types[name]
     nbytes = info.dtype.itemsize * math.prod(b.shape(name))
     if info.dtype != np.float32 or not _limited_by_memory(b, nbytes, b.shape(layer.output)[0]):
         return None
-    return b.weights.narrow(name, b.target, b.threads)  # nothing here refers to the constant: its memory is used again
+    exact = b.numerics == "strict"
+    return b.weights.narrow(
+        name, b.target, b.threads, exact=exact
+    )  # nothing here refers to the constant: its memory is used again
 
 
 def _limited_by_memory(b: Builder, nbytes: int, images: int) -> bool:
