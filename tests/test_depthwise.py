@@ -89,6 +89,32 @@ def test_large_kernels_leave_out_taps_on_padding(target: Target) -> None:
         case.check(target)
 
 
+@each_target
+def test_whole_rows_of_outputs_in_registers(target: Target) -> None:
+    """From one output a row to as many as leave room for two inputs, and one more."""
+    most = target.registers - (2 if target.has_fma else 4) - 2
+    v = target.vector
+    for number, (cols, width, padding, stride) in enumerate(
+        [
+            (1, 31, (15, 15), 1),
+            (7, 9, (4, 4), 1),
+            (most, 9, (4, 4), 1),
+            (most + 1, 9, (4, 4), 1),
+            (8, 11, (10, 0), 1),
+            (9, 10, (0, 9), 2),
+            (6, 9, (3, 13), 3),
+        ]
+    ):
+        size = (cols - 1) * stride + width - sum(padding)
+        spec = depthwise_spec(
+            v + number % 3 - 1, (9, width), padding=((5, 3), padding), stride=(1 + number % 2, stride)
+        )
+        case = Case(spec, 1 + number % 2, (4, size), (RESIDUAL, ("relu",)), at_end=number % 2 == 0, seed=number)
+        (tile,) = case.plan(*case.arrays(), target).tiles(depthwise)
+        assert (tile.row_inputs == size) == (cols <= most)
+        case.check(target)
+
+
 def test_an_infinite_weight_makes_nan_of_padding() -> None:
     target = host_target()
     case = Case(depthwise_spec(3, (9, 9), padding=8), 1, (4, 4))

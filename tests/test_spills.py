@@ -327,9 +327,12 @@ def test_depthwise(target: Target) -> None:
     ]
     for width, stride, dilation in rows:
         unrolled = depthwise.fits_registers(width, target)
-        cols = sorted({depthwise.choose_cols(size, width, target) for size in (112, 56, 28, 14, 7)})
+        cols = sorted({depthwise.choose_cols(size, width if unrolled else 1, target) for size in (112, 56, 28, 14, 7)})
         baked = (width, stride, dilation) if unrolled else (0, stride, 0)
         tiles += [depthwise.DepthwiseTile(size, *baked, unrolled, deep=deep) for size in cols for deep in (False, True)]
+    for width, size in ((9, 7), (9, 14), (27, 14), (31, 20), (31, 28)):
+        if depthwise.inputs_at_once(size, target) > 1:
+            tiles.append(depthwise.DepthwiseTile(size, width, 1, 0, False, True, False, size, width // 2))
     assert not spilling(depthwise, dict.fromkeys(tiles), target)
 
 

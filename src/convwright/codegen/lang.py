@@ -230,6 +230,19 @@ class Kernel:
         """
         return Int(self, self.b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [number.value], False))
 
+    def done(self, vectors: Sequence[ir.Value]) -> list[ir.Value]:
+        """The same vectors, computed before anything that follows touches memory.
+
+        For sums whose products LLVM would put off until later ones, keeping in registers all that they read.
+        """
+        count = len(vectors)
+        register = "w" if not self.target.is_x86 else "v" if self.target.registers > 16 else "x"
+        constraints = ",".join([*[f"={register}"] * count, *map(str, range(count)), "~{memory}"])
+        types = [vector.type for vector in vectors]
+        result = types[0] if count == 1 else ir.LiteralStructType(types)
+        made = self.b.asm(ir.FunctionType(result, types), "", constraints, list(vectors), True)
+        return [made] if count == 1 else [self.b.extract_value(made, number) for number in range(count)]
+
     def variable(self, initial: Any) -> Variable:
         return Variable(self, initial)
 

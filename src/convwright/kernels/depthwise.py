@@ -4,7 +4,9 @@ The lanes of a vector are channels and never mix. A tile is ``cols`` neighbourin
 vector of a row is loaded once and used by all the taps that it meets (for 3x3 at stride 1: three), and the row's
 weights stay in registers. The number of kernel rows is an argument, the kernel's width is baked in. Wide kernels, whose
 row of weights does not fit the register file, loop over their taps instead (``unrolled=False``). "Clipped", they leave
-out the taps that see nothing but padding: at 14 x 14, three quarters of 31 x 31.
+out the taps that see nothing but padding: at 14 x 14, three quarters of 31 x 31. Where a whole row of outputs fits the
+register file (``row_inputs``), each product is written out, and those with padding are not: inputs and weights are
+loaded once for all the outputs that they meet.
 
 Weights are packed ``[block][kh][kw][v]``.
 """
@@ -39,6 +41,8 @@ class DepthwiseTile:
     cols: output pixels of the register tile; width: taps in a row; stride, dilation: along the row.
     unrolled: the row's weights are held in registers.
     clipped: taps on padding alone are left out; the dilation is 1.
+    row_inputs, row_padding: of a tile that is a whole row of outputs, the inputs of the row and the zeros before them,
+    which are not in memory; 0 inputs for other tiles.
     deep: taps of three axes, none clipped; the images are the slices of one volume.
     epilogue: activations, and ``("residual",)`` where the residual is added.
     """
@@ -50,6 +54,8 @@ class DepthwiseTile:
     unrolled: bool = True
     clipped: bool = False
     deep: bool = False
+    row_inputs: int = 0
+    row_padding: int = 0
     epilogue: tuple[tuple[object, ...], ...] = ()
 
     @property
@@ -69,12 +75,18 @@ def fits_registers(width: int, target: Target) -> bool:
     return width + 1 + 4 <= target.registers
 
 
-def choose_cols(out_cols: int, width: int, target: Target, useful: Callable[[int], float] = lambda cols: 1.0) -> int:
+def inputs_at_once(cols: int, target: Target) -> int:
+    """Inputs that are held beside the sums of a whole row of outputs."""
+    # Besides a weight, what LLVM loads ahead, and without fused multiply-add a product.
+    return target.registers - cols - (2 if target.has_fma else 4)
+
+
+def choose_cols(out_cols: int, held: int, target: Target, useful: Callable[[int], float] = lambda cols: 1.0) -> int:
     """Output pixels of the tile: as many as registers allow, dividing the row with the least work done twice.
 
-    `useful`: the part of the taps that tiles of so many pixels meet, where kernels are clipped.
+    `held`: weights that are held in registers. `useful`: the part of the taps that tiles of so many pixels meet, where
+    kernels are clipped.
     """
-    held = width if fits_registers(width, target) else 1
     # Without fused multiply-add there is a product besides, and LLVM loads a vector ahead.
     most = min(out_cols, max(3, target.registers - held - (2 if target.has_fma else 4)), 14)
     return min(
@@ -140,6 +152,9 @@ def _sum_row(
     taps: tuple[Integer, Integer],
 ) -> None:  # fmt: skip
     """Add one row of taps to the tile's sums."""
+    if tile.row_inputs:
+        _sum_whole_row(k, tile, sums, x_row, w_row)
+        return
     if not tile.unrolled:
         with k.loop(*taps) as at:
             weight = k.load(w_row, at * k.v)
@@ -156,3 +171,29 @@ def _sum_row(
         value = k.load(x_row, place * k.v)
         for col, tap in users[place]:
             sums[col].set(k.fma(value, weights[tap], sums[col].get()))
+
+
+def products_of_row(cols: int, width: int, stride: int, inputs: int, padding: int) -> int:
+    """Products of a row of outputs and a row of inputs, those with padding left out."""
+    return sum(0 <= col * stride + tap - padding < inputs for col in range(cols) for tap in range(width))
+
+
+def _sum_whole_row(k: Kernel, tile: DepthwiseTile, sums: list[Variable], x_row: ir.Value, w_row: ir.Value) -> None:
+    """Add one row of taps to the sums of a row of outputs."""
+    together = inputs_at_once(tile.cols, k.target)
+    for first in range(0, tile.row_inputs, together):
+        inputs: dict[int, ir.Value] = {}
+        for tap in range(tile.width):
+            meets = [(col, col * tile.stride + tap - tile.row_padding) for col in range(tile.cols)]
+            meets = [(col, at) for col, at in meets if first <= at < min(first + together, tile.row_inputs)]
+            if not meets:
+                continue
+            weight = k.load(w_row, tap * k.v)
+            for col, at in meets:
+                if at not in inputs:
+                    inputs[at] = k.load(x_row, (tile.row_padding + at) * k.v)
+                sums[col].set(k.fma(inputs[at], weight, sums[col].get()))
+            # Sums that could wait would be scheduled late, and their weights kept meanwhile.
+            touched = [sums[col] for col, _ in meets]
+            for total, done in zip(touched, k.done([total.get() for total in touched]), strict=True):
+                total.set(done)

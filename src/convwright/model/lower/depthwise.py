@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from convwright.model.problem import Algorithm, Problem
 from convwright.model.values import Halo, Value, blocks_of
 
 _LARGE = 9  # taps along both axes from which on kernels are clipped
+_FEWEST_INPUTS = 2  # held beside a whole row of sums: with one, each product would load its weight
+_MOST_PRODUCTS = 800  # of a whole row: what is emitted
 
 
 def _why_not(p: Problem) -> str | None:
@@ -52,14 +54,38 @@ def _cycles(p: Problem) -> float:
     if p.spec.rank == 3:
         vectors, taps = vectors * p.out_size[0], taps * p.spec.kernel[0]
     elif is_clipped(g):
-        taps *= _met(g, 0, 1) * _met(g, 1, min(7, g.out_size[1]))
+        taps = _met(g, 0, 1) * g.kernel[0] * _row_of(g, p.target, True).cycles / g.out_size[1]
     return vectors * (taps + 4.0) / p.threads
 
 
-def _width(g: Geometry, target: Target, clipped: bool) -> int:
-    """Output pixels of the register tile."""
-    useful = partial(_useful, g) if clipped else lambda cols: 1.0
-    return depthwise.choose_cols(g.out_size[1], g.kernel[1], target, useful)
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """How a row of outputs is computed: pixels of the register tile, whether the row's weights are held in registers,
+    whether the tile is the whole row; estimated cycles of a row of taps."""
+
+    cols: int
+    unrolled: bool
+    whole: bool = False
+    cycles: float = 0.0
+
+
+@lru_cache(maxsize=1024)
+def _row_of(g: Geometry, target: Target, clipped: bool) -> _Row:
+    cols, width = g.out_size[1], g.kernel[1]
+    fits = depthwise.fits_registers(width, target)
+    if not clipped:
+        return _Row(depthwise.choose_cols(cols, width if fits else 1, target), fits)
+    rows = []
+    if depthwise.inputs_at_once(cols, target) >= _FEWEST_INPUTS:
+        products = depthwise.products_of_row(cols, width, g.stride[1], g.size[1], g.padding[1][0])
+        if products <= _MOST_PRODUCTS:
+            turns = -(-g.size[1] // depthwise.inputs_at_once(cols, target))
+            rows.append(_Row(cols, False, True, 0.6 * products + 0.2 * turns * min(width, cols + g.size[1])))
+    for unrolled in (False, True)[: 1 + fits]:
+        tile = depthwise.choose_cols(cols, width if unrolled else 1, target, partial(_useful, g))
+        met = width * (1.0 if unrolled else _useful(g, tile) * (tile + 1) / tile)
+        rows.append(_Row(tile, unrolled, False, 1.2 * -(-cols // tile) * tile * met))
+    return min(rows, key=lambda row: row.cycles)
 
 
 def _leaves_out(b: Builder, layer: Layer, g: Geometry) -> bool:
@@ -77,9 +103,12 @@ def halo_of(p: Problem) -> Halo:
         return volumes.halo_of(p)
     if not is_clipped(g):
         return g.halo
-    if depthwise.fits_registers(g.kernel[1], p.target):  # all taps of a row are taken
+    row = _row_of(g, p.target, True)
+    if row.whole:
+        return 0, 0, 0, 0
+    if row.unrolled:  # all taps of a row are taken
         return 0, g.halo[1], 0, g.halo[3]
-    apart = (_width(g, p.target, True) - 1) * g.stride[1]
+    apart = (row.cols - 1) * g.stride[1]
     return 0, min(g.halo[1], apart), 0, min(g.halo[3], apart)
 
 
@@ -112,17 +141,18 @@ def add(
         packed = b.weights.get(node.inputs[1], "depthwise", shape)
         bias = b.weights.bias(node.input(2), g.out_channels)
     rows, cols = g.out_size
-    unrolled = depthwise.fits_registers(g.kernel[1], b.target)
     clipped = len(b.shape(layer.output)) < 5 and _leaves_out(b, layer, g)
-    width = _width(g, b.target, clipped)
+    row = _row_of(g, b.target, clipped)
     tile = depthwise.DepthwiseTile(
-        width,
-        g.kernel[1] if unrolled else 0,
+        row.cols,
+        g.kernel[1] if row.unrolled or row.whole else 0,
         g.stride[1],
-        g.dilation[1] if unrolled else 0,
-        unrolled,
+        g.dilation[1] if row.unrolled else 0,
+        row.unrolled,
         clipped,
         deep[0] > 1,
+        g.size[1] if row.whole else 0,
+        g.padding[1][0] if row.whole else 0,
         layer.epilogue,
     )
     blocks = blocks_of(g.out_channels, v)
@@ -133,7 +163,7 @@ def add(
         "x": b.inside(x, g), "w": b.static(packed), "bias": b.static(bias), "y": y.ref,
         "residual": residual.ref if residual else 0,
         "blocks": blocks, "chunks": chunks, "chunk_rows": chunk_rows, "out_rows": rows, "out_cols": cols,
-        "col_tiles": -(-cols // width), "taps_high": g.kernel[0], "taps_wide": g.kernel[1],
+        "col_tiles": -(-cols // row.cols), "taps_high": g.kernel[0], "taps_wide": g.kernel[1],
         "x_image": x.image, "x_block": x.block, "x_row": x.row * g.stride[0], "x_tap_row": x.row * g.dilation[0],
         "x_tap_col": g.dilation[1] * v,
         "y_image": y.image, "y_block": y.block, "y_row": y.row,
@@ -144,7 +174,7 @@ def add(
     }  # fmt: skip
     if tile.deep:
         arguments |= {"taps_deep": deep[0], "x_tap_deep": deep[1]}
-    why = f"depthwise: {width} pixels a tile"
+    why = f"depthwise: {row.cols} pixels a tile"
     reads = [x, residual] if residual else [x]
     b.step(tile.name(b.target), depthwise, tile, arguments, x.n * blocks * chunks, reads, [y], why, macs * x.n)
 
