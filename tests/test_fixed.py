@@ -45,12 +45,12 @@ def surveyed(matrix: Array, target: Target, threads: int = 1) -> narrow.Survey:
 
 def is_rounded(found: Array, matrix: Array) -> bool:
     """Whether these are multiples of each row's 2^(e - 23), where 2^e is the least power of two above its weights, and
-    the nearest: but for a part in 128 of that unit, and for weights within half a unit of 2^e, which is no multiple."""
+    the nearest, of two the even one, but for weights within half a unit of 2^e, which is no multiple."""
     rows = matrix.astype(float)
     largest = np.abs(rows).max(1, keepdims=True)
     unit = np.ldexp(1.0, np.where(largest > 0, np.frexp(largest)[1], 0) - 23)
-    near = np.abs(found - rows) <= np.where(rows > (2.0**23 - 1) * unit, 1.0, 0.5 + 1 / 128) * unit
-    return bool((near & (found / unit == np.round(found / unit))).all())
+    most = 2.0**23 - 1
+    return bool((found == np.clip(np.round(rows / unit), -most, most) * unit).all())
 
 
 @each_target
@@ -67,6 +67,17 @@ def test_weights_are_the_nearest_multiples(target: Target, kind: Callable[..., A
         assert is_rounded(found, matrix), shape
         again = surveyed(found, target)
         np.testing.assert_array_equal(narrow.unpack(again.pack(found), again.parts, target, 1), found)
+
+
+@each_target
+def test_errors_of_weights_between_multiples_have_no_sign(target: Target) -> None:
+    rng = np.random.default_rng(2)
+    matrix = np.asarray(rng.integers(-(2**21), 2**21, (4, 4096)) * 2 + 1, np.float32)  # odd halves of the unit
+    matrix[:, 0] = 2.0**23  # whose row's unit is 2
+    survey = surveyed(matrix, target)
+    errors = narrow.unpack(survey.pack(matrix), survey.parts, target, 1) - matrix
+    assert (np.abs(errors[:, 1:]) == 1).all()
+    assert abs(errors[:, 1:].mean()) < 0.05
 
 
 @each_target

@@ -14,6 +14,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from convwright.codegen.lang import Int, Kernel, Variable
+from convwright.codegen.vmath import round_even
 from convwright.kernels.arguments import Reader
 from convwright.kernels.spans import along
 
@@ -25,7 +26,7 @@ LOWEST, HIGHEST = -95, 128
 
 _BYTE = 0xFF
 _WHOLE = -1 ^ _BYTE
-_LARGEST = 0x7FFFFFFF ^ _BYTE
+_LARGEST = 2.0**23 - 1
 
 
 def decode(k: Kernel, words: list[ir.Value], base: ir.Value, count: int = BLOCK) -> list[ir.Value]:
@@ -41,14 +42,14 @@ def decode(k: Kernel, words: list[ir.Value], base: ir.Value, count: int = BLOCK)
 
 
 def encode(k: Kernel, weights: list[ir.Value], base: ir.Value) -> list[ir.Value]:
-    """The words of a block's channels."""
+    """The words of a block's channels. Of two multiples as near it is the even one: weights are often drawn from a grid
+    whose every other point lies between multiples, and errors of one sign would add up."""
     b, whole = k.b, []
-    inverse = b.fdiv(k.splat(1.0), b.bitcast(base, k.vector_type))
+    inverse = b.fdiv(k.splat(1 / 256), b.bitcast(base, k.vector_type))
     for weight in weights:
-        integer = b.fptosi(k.mul(b.bitcast(weight, k.vector_type), inverse), k.int_vector_type)
-        below = b.icmp_signed("<", integer, k.splat_int(_LARGEST))
-        integer = b.add(b.select(below, integer, k.splat_int(_LARGEST)), k.splat_int(1 << 7))
-        whole.append(b.and_(integer, k.splat_int(_WHOLE)))
+        multiple = k.min(k.mul(b.bitcast(weight, k.vector_type), inverse), k.splat(_LARGEST))
+        multiple = k.max(multiple, k.splat(-_LARGEST))  # 2^e itself would have another unit when it is packed again
+        whole.append(b.shl(b.fptosi(round_even(k, multiple), k.int_vector_type), k.splat_int(8)))
     last = whole.pop()
     thirds = (b.and_(b.lshr(last, k.splat_int(bits)), k.splat_int(_BYTE)) for bits in (24, 16, 8))
     return [b.or_(word, third) for word, third in zip(whole, thirds, strict=True)]
