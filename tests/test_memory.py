@@ -36,10 +36,10 @@ def test_much_memory_starts_on_a_huge_page(nbytes: int) -> None:
 
 
 def test_a_pool_serves_what_is_made_meanwhile() -> None:
-    pool = memory.Pool()
+    pool = memory.Pool(1 << 20)
     with pool.serving():
         few, many = memory.aligned_empty(3), memory.aligned_empty((80 << 20) // 4)
-        with memory.Pool().serving():
+        with memory.Pool(4096).serving():
             other = memory.aligned_empty(5)
         last = memory.aligned_empty(7)
     plain = memory.aligned_empty(7)
@@ -51,6 +51,6 @@ def test_a_pool_serves_what_is_made_meanwhile() -> None:
 
 
 def test_a_pool_lays_arrays_side_by_side() -> None:
-    pool = memory.Pool()
+    pool = memory.Pool(4096)
     first, second = pool.empty(65), pool.empty(1)
     assert second.ctypes.data - first.ctypes.data == 2 * memory.ALIGNMENT

@@ -186,8 +186,8 @@ class Weights:
 
     def __init__(self, constants: dict[str, np.ndarray], v: int):
         self.constants, self.v = constants, v
-        large = sum(array.nbytes for array in constants.values()) >= _WORTH_A_POOL
-        self._pool = Pool() if large else None
+        nbytes = sum(array.nbytes for array in constants.values())
+        self._pool = Pool(2 * nbytes) if nbytes >= _WORTH_A_POOL else None
         self.consuming = False
         self._packed: dict[tuple[str, str, int, tuple[int, ...]], np.ndarray] = {}
         self._vectors: dict[tuple[str, ...], np.ndarray] = {}
