@@ -114,6 +114,7 @@ class Work:
                for name, value in added.arguments("residual").items()},
             "out_places": 0, "parts": self.parts, "part_turns": -(-turns // self.parts),
             "vectors": vectors, "images": self.images, "strips": strips, "strip": self.strip, "all_pixels": pixels,
+            "x_group": 0, "scales_group": 0,
             "blocks": self.channels // v, "w_out": self.channels * v, "scratch_thread": scratch_thread,
         }  # fmt: skip
         tile = paired.PairedTile(self.tiles, self.outs, self.channels % v > 0, self.epilogue)
@@ -178,7 +179,7 @@ def check(case: Case, target: Target, made: lowering.Cut | None = None) -> None:
     expected, _ = case.expected(inputs, constants)
     largest = np.abs(replace(case, epilogue=()).expected(inputs, constants)[0]).max()
     bound = (
-        bound_of(case.spec.in_channels * math.prod(case.spec.kernel)) * STEEPEST * largest
+        bound_of(case.spec.in_channels // case.spec.groups * math.prod(case.spec.kernel)) * STEEPEST * largest
         + 1e-6 * np.abs(expected).max()
     )
     compare(y, expected, bound, case)
@@ -247,6 +248,9 @@ def test_corners(target: Target) -> None:
         (ConvSpec(2 * v, v + 1, (3, 3), stride=2, padding=1), (7, 9)),
         (ConvSpec(3 * v, 5, (2, 1), stride=(4, 3), dilation=(1, 2), padding=((0, 2), (3, 0))), (9, 30)),
         (ConvSpec(2 * v, 2 * v, (5,), stride=3, dilation=2, padding=4), (40,)),
+        (ConvSpec(2 * max(v, 8), 2 * v, (1, 1), groups=2), (3, 5)),
+        (ConvSpec(3 * max(2 * v, 8), 9 * v, (1, 1), stride=2, groups=3, bias=False), (6, 9)),
+        (ConvSpec(2 * v, 4 * v, (3, 2), padding=1, groups=2), (4, 5)),
     ]
     for number, (spec, size) in enumerate(specs):
         for batch, threads in ((1, 1), (3, 2)):
@@ -274,6 +278,22 @@ def test_a_pixel_has_the_same_bits_whatever_the_cut_and_the_threads(target: Targ
             results.append(own.run(plan, inputs)[0].view(np.int32))
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
+
+
+@each_target
+def test_groups_are_scaled_each_for_itself(target: Target) -> None:
+    """Channels of the second group are larger and their weights smaller by as much."""
+    v = max(target.vector, 8)
+    case = Case(ConvSpec(3 * v, 3 * v, (1, 1), groups=3, bias=False), 2, (4, 5), threads=2)
+    inputs, constants = case.arrays()
+    inputs["x"][:, v : 2 * v] *= 1e12
+    constants["w"][v : 2 * v] *= 1e-12
+    plan = replace(case, numerics="default", algorithm="paired").plan(inputs, constants, target)
+    assert [one.family for one in plan.steps if one.macs] == [paired]
+    y, (expected, _) = case.run(plan, inputs)[0], case.expected(inputs, constants)
+    for group in range(3):
+        own = slice(group * v, (group + 1) * v)
+        compare(y[:, own], expected[:, own], bound_of(v) * STEEPEST * np.abs(expected[:, own]).max(), group)
 
 
 @each_target
@@ -330,7 +350,8 @@ def problem_of(spec: ConvSpec, size: tuple[int, ...], target: Target, **options:
         (ConvSpec(60, 64, (1, 1)), {}, r"60 input channels and kernel \(1, 1\): they must be a multiple of 8"),
         (ConvSpec(3, 64, (1, 1)), {"plain_input": True}, "3 input channels"),
         (ConvSpec(6, 64, (3, 3)), {}, r"6 input channels and kernel \(3, 3\)"),
-        (ConvSpec(64, 64, (1, 1), groups=2), {}, "2 groups"),
+        (ConvSpec(72, 64, (1, 1), groups=4), {}, "72 to 64 channels in 4 groups, which do not fill vectors"),
+        (ConvSpec(64, 72, (1, 1), groups=4), {}, "64 to 72 channels in 4 groups, which do not fill vectors"),
         (ConvSpec(64, 64, (1, 1), groups=64), {}, "depthwise"),
         (ConvSpec(64, 64, (1, 1), transposed=True), {}, "transposed"),
         (ConvSpec(64, 64, (1, 1), stride=8), {}, r"output \(2, 2\): fewer than 8 pixels"),

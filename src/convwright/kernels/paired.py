@@ -19,8 +19,8 @@ these signs too.
 
 A work item copies what a strip of pixels reads, ``tiles`` pixels at a time, as ``[tile][blocks][pixel][v]``, and
 multiplies each tile by the weights of ``outs`` output vectors at a time. The blocks are those of the channels, for one
-tap after another; tables say where they and the pixels lie. Scratch of one thread, in floats: the strip; then for each
-pixel the sum of its a1 a2; then what its outputs are multiplied by.
+tap after another; tables say where they and the pixels lie. Groups of channels are whole blocks. Scratch of one
+thread, in floats: the strip; then for each pixel the sum of its a1 a2; then what its outputs are multiplied by.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -43,9 +45,10 @@ ARGUMENTS = Arguments(
     # their lanes; squares: minus the sum of each output's b1 b2; out_scales: what brings its sum back to size;
     # out_places: floats from a pixel's first output to each of its vectors, where they are no y_block apart
     "x w bias y residual scratch pixels places channel_scales squares out_scales out_places",
-    # work: item -> (part of the output vectors, image, strip of pixels); part_turns: how many times `outs` vectors make
-    # a part; blocks: whole blocks that a pixel reads
-    "parts part_turns vectors images strips strip all_pixels blocks x_image w_out y_image y_block "
+    # work: item -> (group of channels, part of its output vectors, image, strip of pixels); vectors and part_turns: of
+    # a group, and how many times `outs` vectors make a part; blocks: whole blocks that a pixel reads; x_group and
+    # scales_group: floats from a group's inputs and channel scales to the next one's
+    "parts part_turns vectors images strips strip all_pixels blocks x_image x_group scales_group w_out y_image y_block "
     "r_image r_block scratch_thread",
 )
 _Combine = Callable[[ir.Value, ir.Value], ir.Value]
@@ -107,10 +110,13 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
     a_channel = k.div(ir.Constant(k.scalar_type, 1.0), channels)
     with k.loop(k.begin, k.end) as item:
         rest, strip = item // a.strips, item % a.strips
-        part, image = rest // a.images, rest % a.images
+        rest, image = rest // a.images, rest % a.images
+        group, part = rest // a.parts, rest % a.parts
         first = k.smaller(strip * a.strip, a.all_pixels - a.strip)
         pixels = k.b.gep(a.pixels, [(first * PIXEL_COLUMNS).value], source_etype=I64)
-        x = k.advance(a.x, image * a.x_image)
+        x = k.advance(a.x, image * a.x_image + group * a.x_group)
+        channel_scales = k.advance(a.channel_scales, group * a.scales_group)
+        reads = SimpleNamespace(places=a.places, blocks=a.blocks, channel_scales=channel_scales)
         with k.loop(0, turns) as turn:
             own = k.b.gep(pixels, [(_start(k, a, tile, turn) * PIXEL_COLUMNS).value], source_etype=I64)
             of_turn = [k.advance(base, turn * (k.v * vectors_of(tile, k.v))) for base in (sums, factors)]
@@ -119,12 +125,12 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
                 pixel = k.smaller(wanted, tile.tiles - together)
                 places = [k.load_int(own, (pixel + number) * PIXEL_COLUMNS) for number in range(together)]
                 to = k.advance(room, turn * tile_floats + pixel * k.v)
-                prepare(k, a, tile, x, places, a_channel, to, *(k.advance(base, pixel) for base in of_turn))
+                prepare(k, reads, tile, x, places, a_channel, to, *(k.advance(base, pixel) for base in of_turn))
         y, residual = k.advance(a.y, image * a.y_image), k.advance(a.residual, image * a.r_image)
         start = part * a.part_turns * tile.outs
         stop = k.minimum(start + a.part_turns * tile.outs, a.vectors)
         with k.loop(start, stop, tile.outs) as wanted, k.loop(0, turns) as turn:
-            out = k.smaller(wanted, a.vectors - tile.outs)
+            out = group * a.vectors + k.smaller(wanted, a.vectors - tile.outs)
             own = k.b.gep(pixels, [(_start(k, a, tile, turn) * PIXEL_COLUMNS).value], source_etype=I64)
             of_turn = [k.advance(base, turn * (k.v * vectors_of(tile, k.v))) for base in (sums, factors)]
             total = multiply(k, a, tile, k.advance(room, turn * tile_floats), of_turn[0], out, turn % 4)
@@ -146,7 +152,7 @@ def vectors_of(tile: PairedTile, v: int) -> int:
 
 
 def prepare(
-    k: Kernel, a: Reader, tile: PairedTile, x: ir.Value, places: Sequence[Int], a_channel: ir.Value, to: ir.Value,
+    k: Kernel, a: Any, tile: PairedTile, x: ir.Value, places: Sequence[Int], a_channel: ir.Value, to: ir.Value,
     sums: ir.Value, factors: ir.Value,
 ) -> None:  # fmt: skip
     """Copy the channels of some pixels, which lie at ``places``, scaled, and sum their a1 a2.
@@ -200,7 +206,7 @@ def prepare(
         k.store_scalar(k.reduced(total.get(), k.add), sums, pixel)
 
 
-def _each_block(k: Kernel, a: Reader, tile: PairedTile, work: Callable[[Integer, ir.Value | None], None]) -> None:
+def _each_block(k: Kernel, a: Any, tile: PairedTile, work: Callable[[Integer, ir.Value | None], None]) -> None:
     with k.loop(0, a.blocks) as block:
         work(block, None)
     if tile.half:

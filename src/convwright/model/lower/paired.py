@@ -50,8 +50,9 @@ def why_not(p: Problem) -> str | None:
     if reason is not None:
         return reason
     spec = p.spec
-    if spec.groups > 1:
-        return f"{spec.groups} groups"
+    own, v = spec.in_channels // spec.groups, p.target.vector
+    if spec.groups > 1 and (own % v or spec.out_channels // spec.groups % v):
+        return f"{spec.in_channels} to {spec.out_channels} channels in {spec.groups} groups, which do not fill vectors"
     multiple = 8 if math.prod(spec.kernel) == 1 else p.target.vector
     if spec.in_channels % multiple or direct.reads_planes(p):
         return f"{spec.in_channels} input channels and kernel {spec.kernel}: they must be a multiple of {multiple}"
@@ -84,6 +85,7 @@ _MOST = {32: {1: 22, 2: 11, 3: 5}, 16: {1: 8, 2: 3}}
 def cut_of(pixels: int, images: int, reduction: int, out_channels: int, target: Target, threads: int, room: int) -> Cut:
     """The division of the work with the least estimated time.
 
+    - `images`: of each group of channels, all together; `out_channels`: of a group.
     - `reduction`: products of one output.
     - `room`: bytes of the second-level cache for a strip.
     """
@@ -126,12 +128,13 @@ def tile_of(pixels: int, vectors: int, reduction: int, target: Target) -> tuple[
 
 
 def _reduction(p: Problem) -> int:
-    return p.spec.in_channels * math.prod(p.spec.kernel)
+    return p.spec.in_channels // p.spec.groups * math.prod(p.spec.kernel)
 
 
 def _cut(p: Problem) -> Cut:
-    pixels = math.prod(p.out_size)
-    return cut_of(pixels, p.batch, _reduction(p), p.spec.out_channels, p.target, p.threads, caches().l2 // 2)
+    pixels, spec = math.prod(p.out_size), p.spec
+    images, own_out = p.batch * spec.groups, spec.out_channels // spec.groups
+    return cut_of(pixels, images, _reduction(p), own_out, p.target, p.threads, caches().l2 // 2)
 
 
 def _cycles(p: Problem) -> float:
@@ -196,15 +199,16 @@ def add(
         direct.add(b, layer, g, x, y, residual)
         return
     reduction = g.own_channels * math.prod(g.kernel)
-    blocks, vectors = blocks_of(reduction, v), blocks_of(g.out_channels, v)
+    blocks, vectors = blocks_of(reduction, v), blocks_of(g.out_channels // g.groups, v)
     # Within a chain of layers the second-level cache holds what passes between them too.
     room = caches().l2 // (2 if b.threads == b.team else 4)
     pixels = math.prod(g.out_size)
-    c = cut_of(pixels, x.n, reduction, g.out_channels, b.target, b.threads, room)
+    c = cut_of(pixels, x.n * g.groups, reduction, g.out_channels // g.groups, b.target, b.threads, room)
     if outputs is not None:
         packed, bias = outputs.packed, outputs.bias
     else:
-        packed = paired_weights.packed(b.weights, node.inputs[1], (g.out_channels, g.own_channels, *g.kernel))
+        shape = g.out_channels, g.own_channels, *g.kernel
+        packed = paired_weights.packed(b.weights, node.inputs[1], shape, g.groups)
         bias = b.weights.bias(node.input(2), g.out_channels)
     scratch_thread = paired.scratch_floats(c.strip, c.tiles, blocks, v)
     scratch = Buffer(4 * scratch_thread * b.team)
@@ -219,14 +223,17 @@ def add(
         "out_scales": b.static(packed.out_scales), "out_places": b.static(outputs.places) if outputs else 0,
         "parts": c.parts, "part_turns": -(-turns // c.parts), "vectors": vectors, "images": x.n,
         "strips": c.strips, "strip": c.strip, "all_pixels": pixels,
-        "blocks": reduction // v, "x_image": x.image, "w_out": reduction * v, "y_image": y.image, "y_block": y.block,
+        "blocks": reduction // v, "x_image": x.image, "x_group": blocks_of(g.own_channels, v) * x.block,
+        "scales_group": blocks * v, "w_out": reduction * v, "y_image": y.image, "y_block": y.block,
         "r_image": residual.image if residual else 0, "r_block": residual.block if residual else 0,
         "scratch_thread": scratch_thread,
     }  # fmt: skip
     kind = outputs.kind if outputs else "1x1" if g.kernel == (1, 1) else "dense"
+    kind = f"{kind} in {g.groups} groups" if g.groups > 1 else kind
     why = f"{kind}, products in pairs: {c.strips} strips of {c.strip} pixels, {c.tiles} pixels by {c.outs} vectors"
     reads = [x, residual] if residual else [x]
-    b.step(tile.name(b.target), paired, tile, arguments, c.parts * x.n * c.strips, reads, [y], why, g.macs * x.n)
+    items = g.groups * c.parts * x.n * c.strips
+    b.step(tile.name(b.target), paired, tile, arguments, items, reads, [y], why, g.macs * x.n)
     b.steps[-1].touches.append((scratch, 0, scratch.nbytes, True, "inside"))
 
 

@@ -37,8 +37,8 @@ class Packed:
     out_scales: np.ndarray
 
 
-def packed(weights: Weights, name: str, shape: tuple[int, int, int, int]) -> Packed:
-    """Of the constant `[K, C, kh, kw]`: of each output, the channels of one tap after another."""
+def packed(weights: Weights, name: str, shape: tuple[int, int, int, int], groups: int = 1) -> Packed:
+    """Of the constant `[K, C/groups, kh, kw]`: of each output, the channels of one tap after another."""
     outputs, own, *kernel = shape
     flat = outputs, own * math.prod(kernel)
 
@@ -48,44 +48,60 @@ def packed(weights: Weights, name: str, shape: tuple[int, int, int, int]) -> Pac
     def back(made: np.ndarray) -> np.ndarray:
         return made.reshape(outputs, *kernel, own).transpose(0, 3, 1, 2)
 
-    return packed_rows(weights, name, (), flat, rows, back)
+    return packed_rows(weights, name, (), flat, rows, back, groups)
 
 
 def packed_rows(
     weights: Weights, name: str, key: tuple[Hashable, ...], shape: tuple[int, int],
-    rows: Callable[[np.ndarray], np.ndarray], back: Callable[[np.ndarray], np.ndarray],
+    rows: Callable[[np.ndarray], np.ndarray], back: Callable[[np.ndarray], np.ndarray], groups: int = 1,
 ) -> Packed:  # fmt: skip
     """Of the matrix `[K, products of an output]` of this shape that `rows` makes of the constant; `back`: its inverse.
 
-    `key`: what `rows` depends on.
+    `key`: what `rows` depends on. Of several `groups`, the outputs fill vectors.
     """
     lost: Lost = []
 
     def make(weight: np.ndarray) -> np.ndarray:
-        return pack(rows(weight), weights.v, lost)
+        return pack(rows(weight), weights.v, lost, groups)
 
     def restore(made: np.ndarray) -> np.ndarray:
-        return back(unpack(made, shape, weights.v, lost))
+        return back(unpack(made, shape, weights.v, lost, groups))
 
-    return parts_of(weights.derived(name, ("paired", *key), make, restore), shape, weights.v)
+    return parts_of(weights.derived(name, ("paired", groups, *key), make, restore), shape, weights.v, groups)
 
 
-def parts_of(flat: np.ndarray, shape: tuple[int, int], v: int) -> Packed:
-    """What `pack` has made of weights of a shape."""
+def parts_of(flat: np.ndarray, shape: tuple[int, int], v: int, groups: int = 1) -> Packed:
+    """What `pack` has made of weights of a shape; channel scales are those of one group after another."""
     vectors, channels = blocks_of(shape[0], v), shape[1]
     padded = blocks_of(channels, v) * v
-    sizes = (vectors * channels * v, padded, vectors * v, vectors * v)
+    sizes = (vectors * channels * v, groups * padded, vectors * v, vectors * v)
     weights, *others = np.split(flat, np.cumsum(sizes)[:-1])
     return Packed(weights.reshape(vectors, channels, v), *others)
 
 
-def pack(weight: np.ndarray, v: int, lost: Lost) -> np.ndarray:
+def _of_group(parts: Packed, group: int, groups: int) -> Packed:
+    weights, *others = (
+        np.split(part, groups)[group] for part in (parts.weights, parts.channel_scales, parts.squares, parts.out_scales)
+    )
+    return Packed(weights, *others)
+
+
+def pack(weight: np.ndarray, v: int, lost: Lost, groups: int = 1) -> np.ndarray:
     """All that the kernel reads of the weights, `[K, products of an output]`, in one array."""
     outputs, channels = weight.shape
     vectors, padded = blocks_of(outputs, v), blocks_of(channels, v) * v
-    flat = aligned_empty(vectors * channels * v + padded + 2 * vectors * v)
-    parts = parts_of(flat, (outputs, channels), v)
+    flat = aligned_empty(vectors * channels * v + groups * padded + 2 * vectors * v)
+    parts = parts_of(flat, (outputs, channels), v, groups)
     flat[parts.weights.size :] = 0
+    for group, rows in enumerate(np.split(weight, groups)):
+        _pack_group(rows, v, _of_group(parts, group, groups), lost, group * len(rows))
+    return flat
+
+
+def _pack_group(weight: np.ndarray, v: int, parts: Packed, lost: Lost, above: int) -> None:
+    """Fill the parts of a group; `above`: the rows of the matrix before its own."""
+    outputs, channels = weight.shape
+    vectors = blocks_of(outputs, v)
     first = paired.in_pairs(channels, v)
     of_outputs, of_channels = _exponents(weight, v)
     signs = np.ones(channels, np.float32)
@@ -96,7 +112,7 @@ def pack(weight: np.ndarray, v: int, lost: Lost) -> np.ndarray:
     for piece in _pieces(weight.shape, v):
         rows, own = weight[piece], of_outputs[piece]
         if max(np.abs(own).max(), -of_channels.min()) > _PLAIN or own.min() < 0:
-            rows = _scaled_with_care(rows, own, of_channels, piece.start, lost)
+            rows = _scaled_with_care(rows, own, of_channels, above + piece.start, lost)
             factors = signs, np.ones(len(own), np.float32)
         else:
             factors = np.ldexp(signs, -of_channels), np.ldexp(np.float32(1), own)
@@ -111,7 +127,6 @@ def pack(weight: np.ndarray, v: int, lost: Lost) -> np.ndarray:
         with np.errstate(all="ignore"):  # an infinity by a zero
             squares = to[:, first] * to[:, first + 1]
             parts.squares.reshape(vectors, v)[piece.start // v :][: len(to)] = -squares.sum(1, dtype=np.float64)
-    return flat
 
 
 def _pieces(shape: tuple[int, int], v: int) -> Iterator[slice]:
@@ -131,12 +146,13 @@ def _scaled_with_care(
     return scaled
 
 
-def unpack(made: np.ndarray, shape: tuple[int, int], v: int, lost: Lost) -> np.ndarray:
+def unpack(made: np.ndarray, shape: tuple[int, int], v: int, lost: Lost, groups: int = 1) -> np.ndarray:
     """The weights as they were, to the last bit."""
     outputs, channels = shape
-    parts = parts_of(made, shape, v)
+    parts = parts_of(made, shape, v, groups)
+    of_channels = np.repeat(parts.channel_scales.reshape(groups, -1)[:, :channels], outputs // groups, 0)
     rows = parts.weights.transpose(0, 2, 1).reshape(-1, channels)[:outputs].astype(np.float64)
-    weight = (rows * parts.out_scales[:outputs, None] * parts.channel_scales[None, :channels]).astype(np.float32)
+    weight = (rows * parts.out_scales[:outputs, None] * of_channels).astype(np.float32)
     for gone, values in lost:
         weight.flat[gone] = values  # not reshaped: what one vector holds is transposed, and a copy would be written
     return weight
