@@ -243,7 +243,7 @@ def test_products_in_pairs(tiles: int, outs: int, half: bool) -> None:
 def test_products_in_pairs_in_few_registers(target: Target, tiles: int, outs: int) -> None:
     tile = paired.PairedTile(tiles, outs)
     additions = re.compile(r"addps")
-    assert share_of_spills(paired.emit, tile, target, additions.search) <= 0.02
+    assert share_of_spills(paired.emit, tile, target, additions.search) <= 0.03
 
 
 @all_targets

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,10 +55,11 @@ _Combine = Callable[[ir.Value, ir.Value], ir.Value]
 PIXEL_COLUMNS = 3
 """A pixel's input, output and residual, in floats from the image's first."""
 
-IN_PAIRS = (0, 2, 3, 5, 6)
+IN_PAIRS = (1, 2, 3, 5, 7)
 """Pairs of channels, of eight or fewer that are summed in turn, that become one product."""
 
-_TOGETHER = ((0,), (1, 2), (3,), (4, 5), (6, 7))  # see `_groups`
+_TOGETHER = ((0, 1), (2,), (4, 3), (5,), (6, 7))  # see `_groups`
+_FOUR = ir.Constant(ir.VectorType(I32, 4), [0, 1, 2, 3])
 TOGETHER = 4  # pixels that are copied together: enough that they do not wait for each other
 
 
@@ -167,43 +167,83 @@ def prepare(
         for place in places:
             yield k.mul(k.load(here, place, mask), scales)
 
-    def reduced(combine: _Combine, over: _Combine) -> list[ir.Value]:
-        """Of each pixel: what ``combine`` makes of so much and a further vector, and its lanes ``over``."""
-        results = [k.variable(k.splat(0.0)) for _ in places]
+    def products(so_far: ir.Value, vector: ir.Value) -> ir.Value:
+        seconds = k.shuffle(vector, vector, [lane ^ 1 for lane in range(k.v)])
+        return k.select(firsts, k.fma(vector, seconds, so_far), so_far)
+
+    def squares_of(so_far: ir.Value, vector: ir.Value) -> ir.Value:
+        return k.fma(vector, vector, so_far)
+
+    def largest_of(so_far: ir.Value, vector: ir.Value) -> ir.Value:
+        return k.max(so_far, k.unary("fabs", vector))
+
+    def looked(*looks: tuple[_Combine, _Combine], by: Sequence[ir.Value] = ()) -> list[ir.Value]:
+        """Of the pixels, a lane each: what the first of a pair of functions makes of so much and a further vector,
+        multiplied by those of ``by``, and of its lanes the second."""
+        results = [[k.variable(k.splat(0.0)) for _ in places] for _ in looks]
 
         def look(block: Integer, mask: ir.Value | None) -> None:
-            for so_far, vector in zip(results, scaled(block, mask), strict=True):
-                so_far.set(combine(so_far.get(), vector))
+            for pixel, vector in enumerate(scaled(block, mask)):
+                vector = k.mul(vector, by[pixel]) if by else vector
+                for (combine, _), own in zip(looks, results, strict=True):
+                    own[pixel].set(combine(own[pixel].get(), vector))
 
         _each_block(k, a, tile, look)
-        return [k.reduced(result.get(), over) for result in results]
+        return [_of_lanes(k, [one.get() for one in own], over) for (_, over), own in zip(looks, results, strict=True)]
 
-    squares = reduced(lambda so_far, vector: k.fma(vector, vector, so_far), k.add)
-    exponents, usual = zip(*(_exponent_of_squares(k, k.mul(one, a_channel)) for one in squares), strict=True)
-    wanted = [k.variable(exponent) for exponent in exponents]
-    with k.when(k.b.not_(reduce(k.b.and_, usual))):  # squares too large or too small, or all inputs zeros
-        largest = reduced(lambda so_far, vector: k.max(so_far, k.unary("fabs", vector)), k.max)
-        for own, exponent, fits, one in zip(wanted, exponents, usual, largest, strict=True):
-            own.set(k.b.select(fits, exponent, _exponent_of_largest(k, one)))
-    scales = []
-    for pixel, own in enumerate(wanted):
-        scales.append(_power_of_two(k, own.get()))
-        k.store_scalar(_power_of_two(k, k.b.sub(ir.Constant(I32, 254), own.get())), factors, pixel)
-    totals = [k.variable(k.splat(0.0)) for _ in places]
+    def scales_of(exponents: ir.Value) -> list[ir.Value]:
+        powers = _powers_of_two(k, exponents)
+        return [k.shuffle(powers, powers, [pixel] * k.v) for pixel in range(len(places))]
+
     firsts = ir.Constant(k.mask_type, [lane % 2 == 0 and lane // 2 in IN_PAIRS for lane in range(k.v)])
+    squares, own_products = looked((squares_of, k.add), (products, k.add))
+    exponents, usual = _exponents_of_squares(k, k.mul(squares, k.broadcast(a_channel)))
+    powers = _powers_of_two(k, exponents)
+    wanted, total = k.variable(exponents), k.variable(k.mul(k.mul(own_products, powers), powers))
+    lanes = ir.IntType(k.v)
+    with k.when(k.b.icmp_unsigned("!=", k.b.bitcast(usual, lanes), ir.Constant(lanes, -1))):
+        # Squares too large or too small, or all inputs zeros.
+        (largest,) = looked((largest_of, k.max))
+        wanted.set(k.select(usual, exponents, _exponents_of_largest(k, largest)))
+        (again,) = looked((products, k.add), by=scales_of(wanted.get()))
+        total.set(k.select(usual, total.get(), again))
+    back = _powers_of_two(k, k.b.sub(k.splat_int(254), wanted.get()))
+    for vector, base in ((total.get(), sums), (back, factors)):
+        if len(places) == 4:
+            k.b.store(k.b.shuffle_vector(vector, vector, _FOUR), base, align=k.width)
+        else:
+            for pixel in range(len(places)):
+                k.store_scalar(k.extract(vector, pixel), base, pixel)
+    scales = scales_of(wanted.get())
 
     def copy(block: Integer, mask: ir.Value | None) -> None:
-        vectors = scaled(block, mask)
         place = block * (tile.tiles * k.v)
-        for pixel, (vector, scale, total) in enumerate(zip(vectors, scales, totals, strict=True)):
-            vector = k.mul(vector, k.broadcast(scale))
-            k.store(vector, to, place + pixel * k.v)
-            seconds = k.shuffle(vector, vector, [lane ^ 1 for lane in range(k.v)])
-            total.set(k.select(firsts, k.fma(vector, seconds, total.get()), total.get()))
+        for pixel, (vector, scale) in enumerate(zip(scaled(block, mask), scales, strict=True)):
+            k.store(k.mul(vector, scale), to, place + pixel * k.v)
 
     _each_block(k, a, tile, copy)
-    for pixel, total in enumerate(totals):
-        k.store_scalar(k.reduced(total.get(), k.add), sums, pixel)
+
+
+def _of_lanes(k: Kernel, vectors: Sequence[ir.Value], over: _Combine) -> ir.Value:
+    """What ``over`` makes of the lanes of up to four vectors: of the first in lane 0, of the second in lane 1."""
+    vectors = [*vectors, *[vectors[-1]] * (4 - len(vectors))]
+
+    def together(first: ir.Value, second: ir.Value, low: Sequence[int], high: Sequence[int]) -> ir.Value:
+        """Of each four lanes, those of ``low`` with those of ``high``; 4 to 7: lanes of the second vector."""
+        starts = range(0, k.v, 4)
+        one, other = (
+            k.shuffle(first, second, [start + lane % 4 + lane // 4 * k.v for start in starts for lane in own])
+            for own in (low, high)
+        )
+        return over(one, other)
+
+    twos = [together(vectors[at], vectors[at + 1], (0, 4, 1, 5), (2, 6, 3, 7)) for at in (0, 2)]
+    vector = together(twos[0], twos[1], (0, 1, 4, 5), (2, 3, 6, 7))
+    apart = k.v // 2
+    while apart >= 4:
+        vector = over(vector, k.shuffle(vector, vector, [lane ^ apart for lane in range(k.v)]))
+        apart //= 2
+    return vector
 
 
 def _each_block(k: Kernel, a: Any, tile: PairedTile, work: Callable[[Integer, ir.Value | None], None]) -> None:
@@ -213,25 +253,25 @@ def _each_block(k: Kernel, a: Any, tile: PairedTile, work: Callable[[Integer, ir
         work(a.blocks, k.mask(0, k.v // 2))
 
 
-def _exponent_of_squares(k: Kernel, mean: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """The exponent, as float32 hold it, of the power of two that brings the root of `mean`, which is not negative,
-    between the roots of 1/2 and 2; and whether the squares neither overflowed nor came near to 0."""
-    exponent = k.b.lshr(k.b.bitcast(mean, I32), ir.Constant(I32, 23))
-    usual = k.b.icmp_unsigned("<", k.b.sub(exponent, ir.Constant(I32, 27)), ir.Constant(I32, 200))
-    return k.b.sub(ir.Constant(I32, 190), k.b.lshr(exponent, ir.Constant(I32, 1))), usual
+def _exponents_of_squares(k: Kernel, means: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The exponents, as float32 hold them, of the powers of two that bring the roots of `means`, which are not
+    negative, between the roots of 1/2 and 2; and where the squares neither overflowed nor came near to 0."""
+    exponents = k.b.lshr(k.b.bitcast(means, k.int_vector_type), k.splat_int(23))
+    usual = k.b.icmp_unsigned("<", k.b.sub(exponents, k.splat_int(27)), k.splat_int(200))
+    return k.b.sub(k.splat_int(190), k.b.lshr(exponents, k.splat_int(1))), usual
 
 
-def _exponent_of_largest(k: Kernel, largest: ir.Value) -> ir.Value:
-    """As of squares, but of the power of two that brings `largest` between 2 and 4; for zeros, infinities and NaN, the
+def _exponents_of_largest(k: Kernel, largest: ir.Value) -> ir.Value:
+    """As of squares, but of the powers of two that bring `largest` between 2 and 4; for zeros, infinities and NaN, the
     nearest that has an inverse."""
-    exponent = k.b.lshr(k.b.bitcast(largest, I32), ir.Constant(I32, 23))
-    wanted = k.b.sub(ir.Constant(I32, 255), exponent)
-    wanted = k.b.select(k.b.icmp_signed(">", wanted, ir.Constant(I32, 253)), ir.Constant(I32, 253), wanted)
-    return k.b.select(k.b.icmp_signed("<", wanted, ir.Constant(I32, 1)), ir.Constant(I32, 1), wanted)
+    exponents = k.b.lshr(k.b.bitcast(largest, k.int_vector_type), k.splat_int(23))
+    wanted = k.b.sub(k.splat_int(255), exponents)
+    wanted = k.select(k.b.icmp_signed(">", wanted, k.splat_int(253)), k.splat_int(253), wanted)
+    return k.select(k.b.icmp_signed("<", wanted, k.splat_int(1)), k.splat_int(1), wanted)
 
 
-def _power_of_two(k: Kernel, exponent: ir.Value) -> ir.Value:
-    return k.b.bitcast(k.b.shl(exponent, ir.Constant(I32, 23)), k.scalar_type)
+def _powers_of_two(k: Kernel, exponents: ir.Value) -> ir.Value:
+    return k.b.bitcast(k.b.shl(exponents, k.splat_int(23)), k.vector_type)
 
 
 # -- products ----------------------------------------------------------------------------------------------------------
@@ -287,7 +327,8 @@ def multiply(
 def _groups(k: Kernel, pairs: int) -> list[list[int]]:
     """Pairs that are summed for one output after another: products as they are beside such as are one of two, so that
     additions and multiply-adds are never far apart. Measured, all weights in the first-level cache: 171 GFLOP/s of 172,
-    167 where one pair is summed at a time."""
+    167 where one pair is summed at a time. The former come first: what is done with a tile's outputs keeps the adders
+    busy, and the next tile's first multiply-adds run beside it (a tile with a clip costs 111 cycles, else 130)."""
     together = _TOGETHER if keeps_pairs_together(k) else [(pair,) for pair in range(pairs)]
     return [own for group in together if (own := [pair for pair in group if pair < pairs])]
 
