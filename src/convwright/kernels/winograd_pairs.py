@@ -35,7 +35,7 @@ from llvmlite import ir
 from convwright.codegen.lang import I32, Int, Integer, Kernel, Variable
 from convwright.kernels.arguments import Reader
 from convwright.kernels.paired import IN_PAIRS
-from convwright.kernels.products import Sums, add_products
+from convwright.kernels.products import Sums, add_pair, add_products
 
 UNROLL = 8  # pairs, of which `IN_PAIRS` become one product; divides the lanes of a block, or they divide it
 # Lanes whose instructions alternate, tile by tile, so that the core's scheduler reaches additions and multiply-adds.
@@ -199,10 +199,11 @@ def _add_pairs(
         for pixel, own in enumerate(sums):
             for lane, v1, v2 in zip(group, b1, b2, strict=True):
                 for out, one in enumerate(own):
-                    a1, a2 = (k.broadcast(k.load_scalar(at[out], pixel * k.v + lane)) for at in (firsts, seconds))
+                    first = pixel * k.v + lane
                     if is_pair(lane):
-                        one.set(k.fma(k.add(a1, v2[out]), k.add(a2, v1[out]), one.get()))
+                        add_pair(k, one, (firsts[out], first), (seconds[out], first), v1[out], v2[out])
                     else:
+                        a1, a2 = (k.broadcast(k.load_scalar(at[out], first)) for at in (firsts, seconds))
                         one.set(k.fma(a2, v2[out], k.fma(a1, v1[out], one.get())))
         for out, which in itertools.product(range(outs), range(2 * group[0], 2 * group[-1] + 2)):
             k.prefetch(k.advance(now, w_out * out), u_place + which * k.v, locality=2)
