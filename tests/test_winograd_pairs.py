@@ -180,6 +180,25 @@ def test_zeros_give_the_bias_and_numbers_of_any_size_a_result(target: Target) ->
 
 
 @each_target
+def test_zeros_in_all_channels_but_few(target: Target) -> None:
+    """Few of large weights, whose inputs are scaled by more than others; channels behind the last pair of blocks; and
+    inputs so small that what scales them would overflow together with a channel's scale."""
+    v = target.vector
+    form = winograd_forms.Form(F4, F4, (1, 1), (4, 8))
+    for channels in (2 * v, 2 * v + 3, 3 * v):
+        case = case_of(ConvSpec(channels, v, (3, 3), padding=1), (4, 8))
+        weight = case.arrays()[1]["w"].copy()
+        weight[:, 3] *= 2.0**16
+        plan, inputs, constants = planned(case, target, cut_of(form, (2, 1), 2, 64), {"w": weight})
+        for some in (slice(0), slice(3, 4), slice(2 * v, None)):
+            for exponent in (0, -100, -116, 100):
+                x = np.zeros_like(inputs["x"])
+                x[:, some] = np.ldexp(inputs["x"][:, some], exponent)
+                expected, _ = case.expected({"x": x}, constants)
+                compare(case.run(plan, {"x": x})[0], expected, 5e-6 * np.abs(expected).max(), (channels, exponent))
+
+
+@each_target
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_nan_and_infinities_fill_their_tiles_and_no_others(target: Target, value: float) -> None:
     v = target.vector
@@ -195,6 +214,27 @@ def test_nan_and_infinities_fill_their_tiles_and_no_others(target: Target, value
         rest = np.ones((8, 8), bool)
         rest[:4, :4] = False
         compare(result[..., rest], expected[..., rest], 5e-6 * np.abs(expected).max(), channel)
+
+
+@each_target
+@pytest.mark.parametrize(
+    ("kernel_size", "more"), [((3, 3, 3), {}), ((2, 3, 3), {"stride": (2, 1, 1)}), ((3, 3, 3), {"dilation": (2, 1, 1)}),
+                              ((5, 3, 3), {"stride": (3, 1, 1)})],
+)  # fmt: skip
+def test_an_axis_that_joins_the_sum(target: Target, kernel_size: tuple[int, int, int], more: Any) -> None:
+    """Several slices of an item, of which each tap reads others; the same slices hold numbers of other sizes."""
+    v = target.vector
+    for channels, outs, chunk, strip in ((2 * v, v + 1, 1, 1), (3 * v + 1, 2 * v, 2, 3), (4 * v, 1, 4, 6)):
+        spec = ConvSpec(channels, outs, kernel_size, padding=1, **more)
+        size = (7, 9, 7)
+        depth, *plane = spec.output_size(size)
+        step, gap = (options[0] if (options := more.get(name)) else 1 for name in ("stride", "dilation"))
+        form = winograd_forms.Form(
+            F4, F4, (1, 1), (plane[0], plane[1]), kernel_size[0], gap, depth, deep_stride=step
+        )  # fmt: skip
+        case = case_of(spec, size, 2, epilogue=(("relu",),), threads=2)
+        cut = cut_of(form, (min(3, chunk * strip), min(2, -(-outs // v))), strip, 2 * v, chunk=min(chunk, depth))
+        check(case, target, cut)
 
 
 # -- where it is chosen ------------------------------------------------------------------------------------------------
@@ -213,7 +253,8 @@ def test_pieces_are_as_long_as_errors_allow(target: Target) -> None:
         for piece in pieces:
             assert winograd_pairs.error_bound(form, problem, piece) <= winograd_forms.ERROR
     deep = winograd_forms.Form(F4, F4, (1, 1), (28, 28), deep_taps=3)
-    assert not winograd_pairs.pieces_of(deep, problem_of(ConvSpec(64, 64, (3, 3, 3)), (9, 28, 28), target))
+    volume = problem_of(ConvSpec(64, 64, (3, 3, 3)), (9, 28, 28), target)
+    assert winograd_pairs.error_bound(form, volume, 64) < winograd_pairs.error_bound(deep, volume, 64)
 
 
 @each_target

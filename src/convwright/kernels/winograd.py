@@ -73,7 +73,7 @@ class WinogradTile:
     - `tiles`, `outs`: the register tile of the products, in vectors.
     - `pooled`: the largest of each 2 x 2 outputs is stored in their place; m is even on both axes, and ``y_row`` and
       ``y_col`` are half of what lies between two stored outputs.
-    - `paired`: products are those of `winograd_pairs`; no axis joins the sum.
+    - `paired`: products are those of `winograd_pairs`.
     """
 
     high: Axis
@@ -163,13 +163,16 @@ def emit(tile: WinogradTile, target: Target) -> ir.Module:
         x = k.advance(a.x, image * a.x_image + group * a.blocks * a.x_block + slice_at * a.x_slice)
         scaling = pairs.scaling(k, a, places, behind, in_tiles, group) if tile.paired else None
         _transform_inputs(k, a, tile, x, first, room, inputs, in_tiles, scaling)
+        if scaling:
+            with k.when(k.b.icmp_signed(">", a.deep_taps.value, k.int_value(1))):
+                pairs.sum_taps(k, a, scaling, places, in_tiles, out_tiles)
         start = part * a.part_turns * tile.outs
         stop = k.minimum(start + a.part_turns * tile.outs, a.vectors)
         with k.loop(start, stop, tile.outs) as wanted:
             out = group * a.vectors + k.smaller(wanted, a.vectors - tile.outs)
             if scaling:
                 size = tile.tiles, tile.outs
-                pairs.multiply(k, a, scaling, places, size, inputs, products, out, out_tiles)
+                pairs.multiply(k, a, scaling, places, size, inputs, products, out, in_tiles, out_tiles)
             else:
                 _multiply(k, a, tile, inputs, products, k.advance(a.u, out * a.u_out), in_tiles, out_tiles)
             y = k.advance(a.y, image * a.y_image + out * a.y_block + slice_at * a.y_slice)
@@ -194,7 +197,10 @@ def _transform_inputs(
         later = k.advance(slice_at, k.load_int(a.tiles, following * TILE_COLUMNS))
         own = number * a.strip + place
         if scaling:
-            scale = pairs.scale_tile(k, a, scaling, at, (len(high[0]), len(wide[0])), own)
+            with k.when(number.equals(0)):
+                of_tile = k.advance(x, k.load_int(a.tiles, (first + place) * TILE_COLUMNS))
+                pairs.scale_tile(k, a, scaling, of_tile, (len(high[0]), len(wide[0])), place)
+            scale = pairs.scale_of(k, scaling, own)
         with k.loop(0, a.blocks) as block:
             block = k.opaque_int(block)
             d, ahead = k.advance(at, block * a.x_block), k.advance(later, block * a.x_block)

@@ -41,6 +41,8 @@ UNROLL = 8  # pairs, of which `IN_PAIRS` become one product; divides the lanes o
 # Lanes whose instructions alternate, tile by tile, so that the core's scheduler reaches additions and multiply-adds.
 # Lane by lane, VGG16's layers of 256 channels took 2 % more in tiles of 14 x 1, 6 % in tiles of 11 x 2.
 _TOGETHER = ((0, 1), (2,), (3, 4), (5,), (6, 7))
+APART = 20
+"""The largest exponent of an input channel's scale."""
 LARGEST = 1.0
 """From it on, and below twice as much, is the largest input of a tile after scaling."""
 
@@ -72,29 +74,45 @@ def scaling(k: Kernel, a: Reader, places: int, behind: ir.Value, tiles: Int, gro
 # -- inputs ------------------------------------------------------------------------------------------------------------
 
 
-def scale_tile(k: Kernel, a: Reader, s: Scaling, x: ir.Value, size: tuple[int, int], number: Int) -> ir.Value:
-    """What all inputs of a tile are multiplied by, in every lane; its inverse is kept for the outputs.
+def scale_tile(k: Kernel, a: Reader, s: Scaling, x: ir.Value, size: tuple[int, int], number: Int) -> None:
+    """Keep what the outputs of a tile are multiplied by, the inverse of what its inputs are, those of all slices alike.
 
     ``size``: the tile's rows and columns of inputs. NaN where one is an infinity or NaN.
     """
     rows, cols = size
     largest = k.variable(k.splat_int(0))
-    with k.loop(0, a.pair_blocks * 2) as block:
-        block = k.opaque_int(block)
-        d = k.advance(x, block * a.x_block)
+
+    def look(d: ir.Value, block: Int, mask: ir.Value | None = None) -> None:
         own = k.variable(k.splat_int(0))
         with k.loop(0, rows) as row:  # written out, LLVM would load all of them at once, and spill some
             line = k.advance(d, a.x_row * row)
             total = own.get()
             for col in range(cols):
-                total = _larger(k, total, _size(k, k.load(line, a.x_col * col)))
+                total = _larger(k, total, _size(k, k.load(line, a.x_col * col, mask)))
             own.set(total)
         scaled = k.mul(k.b.bitcast(own.get(), k.vector_type), k.load(s.channel_scales, block * k.v))
         largest.set(_larger(k, largest.get(), _size(k, scaled)))
+
+    with k.loop(0, a.in_slices) as slice_:
+        slice_ = k.opaque_int(slice_)
+        at = k.advance(x, k.load_int(a.slices, slice_))
+        with k.loop(0, a.channels // k.v) as block:
+            block = k.opaque_int(block)
+            look(k.advance(at, block * a.x_block), block)
+        with k.loop(a.channels // k.v, a.blocks) as block:
+            look(k.advance(at, block * a.x_block), block, k.mask(0, a.channels % k.v))
     exponent = k.b.lshr(k.reduced(largest.get(), lambda one, other: _larger(k, one, other)), ir.Constant(I32, 23))
-    scale, back = _powers(k, exponent)
-    k.store_scalar(back, s.backs, number)
-    return k.broadcast(scale)
+    back = _back(k, exponent)
+    with k.loop(0, a.in_slices) as slice_:
+        k.store_scalar(back, s.backs, slice_ * a.strip + number)
+
+
+def scale_of(k: Kernel, s: Scaling, number: Int) -> ir.Value:
+    """What all inputs of a tile are multiplied by, in every lane: of zeros 1, of NaN anything."""
+    bits = k.b.bitcast(k.load_scalar(s.backs, number), I32)
+    inverse = k.b.sub(ir.Constant(I32, 254 << 23), bits)
+    scale = k.b.select(k.b.icmp_signed("==", bits, ir.Constant(I32, 0)), ir.Constant(I32, 127 << 23), inverse)
+    return k.broadcast(k.b.bitcast(scale, k.scalar_type))
 
 
 def _size(k: Kernel, vector: ir.Value) -> ir.Value:
@@ -106,23 +124,20 @@ def _larger(k: Kernel, one: ir.Value, other: ir.Value) -> ir.Value:
     return k.b.select(k.b.icmp_signed(">", one, other), one, other)
 
 
-def _powers(k: Kernel, exponent: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """The power of two that brings numbers of this biased exponent to `LARGEST`, and its inverse, which is zero for
-    zeros. NaN where the exponent says infinity or NaN."""
+def _back(k: Kernel, exponent: ir.Value) -> ir.Value:
+    """The inverse of the power of two that brings numbers of this biased exponent to `LARGEST`, or nearer to it where
+    they are so small that this power times a channel's scale would overflow; zero for zeros. NaN where the exponent
+    says infinity or NaN."""
 
     def number(bits: int) -> ir.Constant:
         return ir.Constant(I32, bits)
 
-    def within(low: ir.Value, value: ir.Value, high: ir.Value) -> ir.Value:
-        value = k.b.select(k.b.icmp_signed("<", value, low), low, value)
-        return k.b.select(k.b.icmp_signed(">", value, high), high, value)
-
-    power = within(number(1), k.b.sub(number(254), exponent), number(253))
-    scale = k.b.shl(power, number(23))
-    back = k.b.shl(k.b.sub(number(254), power), number(23))
-    scale = k.b.select(k.b.icmp_signed("==", exponent, number(255)), number(0x7FC00000), scale)
+    power = k.b.select(k.b.icmp_signed("<", exponent, number(APART + 1)), number(APART + 1), exponent)
+    power = k.b.select(k.b.icmp_signed(">", power, number(253)), number(253), power)
+    back = k.b.shl(power, number(23))
     back = k.b.select(k.b.icmp_signed("==", exponent, number(0)), number(0), back)
-    return k.b.bitcast(scale, k.scalar_type), k.b.bitcast(back, k.scalar_type)
+    back = k.b.select(k.b.icmp_signed("==", exponent, number(255)), number(0x7FC00000), back)
+    return k.b.bitcast(back, k.scalar_type)
 
 
 def sum_squares(k: Kernel, a: Reader, s: Scaling, places: int, inputs: ir.Value, tiles: Int, number: Int) -> None:
@@ -140,41 +155,60 @@ def sum_squares(k: Kernel, a: Reader, s: Scaling, places: int, inputs: ir.Value,
         k.store_scalar(k.reduced(k.mul(total.get(), counted), k.add), s.squares, place * tiles + number)
 
 
+def sum_taps(k: Kernel, a: Reader, s: Scaling, places: int, in_tiles: Int, out_tiles: Int) -> None:
+    """Where slices join the sum, put the sums of a1 a2 of all taps of an output tile in place of those of input tiles.
+
+    The first tap's lie where the output tile's number says, the others' behind: those that are overwritten are not read
+    again.
+    """
+    with k.loop(0, places) as place, k.loop(0, out_tiles, k.v) as first:
+        first = k.opaque_int(first)
+        mask = k.mask(0, k.minimum(out_tiles - first, k.v))
+        own = k.advance(s.squares, place * in_tiles + first)
+        total = k.variable(k.splat(0.0))
+        with k.loop(0, a.deep_taps) as tap:
+            total.set(k.add(total.get(), k.load(own, k.load_int(a.taps, tap) // k.v, mask)))
+        k.store(total.get(), own, 0, mask)
+
+
 # -- products ----------------------------------------------------------------------------------------------------------
 
 
 def multiply(
     k: Kernel, a: Reader, s: Scaling, places: int, size: tuple[int, int], inputs: ir.Value, products: ir.Value,
-    vector: Int, tiles: Int,
+    vector: Int, in_tiles: Int, out_tiles: Int,
 ) -> None:  # fmt: skip
     """M[place][out][tile] of the output vectors from ``vector`` on; ``size``: tiles and vectors of a register tile."""
     many, outs = size
-    turns = (tiles + (many - 1)) // many
-    u_place, block_stride = a.channels * k.v, tiles * k.v
+    turns = (out_tiles + (many - 1)) // many
+    u_place, block_stride = a.deep_taps * a.channels * k.v, in_tiles * k.v
     pieces = (a.pair_blocks + (a.pair_piece - 1)) // a.pair_piece
     with k.loop(0, places) as place:
         place = k.opaque_int(place)
         of_place = k.advance(a.u, vector * a.u_out + place * u_place)
         v_place = k.advance(inputs, place * a.blocks * block_stride)
-        m_place = k.advance(products, place * tiles * (outs * k.v))
-        squares = k.advance(s.squares, place * tiles)
+        m_place = k.advance(products, place * out_tiles * (outs * k.v))
+        squares = k.advance(s.squares, place * in_tiles)
         own = [(vector + out) * (places * k.v) + place * k.v for out in range(outs)]
         with k.loop(0, turns) as turn:
-            start = k.minimum(turn * many, tiles - many)
-            weights, x = k.variable(of_place), k.variable(k.advance(v_place, start * k.v))
+            start = k.minimum(turn * many, out_tiles - many)
             with k.loop(0, pieces) as piece:
                 first = piece * a.pair_piece
                 stop = k.minimum(first + a.pair_piece, a.pair_blocks)
                 sums = [[k.variable(k.splat(0.0)) for _ in range(outs)] for _ in range(many)]
-                with k.loop(first, stop):
-                    with k.loop(0, k.v, UNROLL) if k.v > UNROLL else nullcontext(0) as lane:
-                        at = x.get() if isinstance(lane, int) else k.advance(x.get(), k.opaque_int(lane))
-                        _add_pairs(k, sums, weights, a.u_out, at, block_stride, u_place)
-                    x.set(k.advance(x.get(), block_stride * 2))
-                with k.when(k.b.icmp_signed("==", k.int_value(stop), a.pair_blocks.value)):
-                    _add_rest(k, a, sums, weights, x, block_stride)
+                with k.loop(0, a.deep_taps) as tap:
+                    weights = k.variable(k.advance(of_place, (tap * a.channels + first * (2 * k.v)) * k.v))
+                    at_first = k.load_int(a.taps, tap) + start * k.v + first * (block_stride * 2)
+                    x = k.variable(k.advance(v_place, at_first))
+                    with k.loop(first, stop):
+                        with k.loop(0, k.v, UNROLL) if k.v > UNROLL else nullcontext(0) as lane:
+                            at = x.get() if isinstance(lane, int) else k.advance(x.get(), k.opaque_int(lane))
+                            _add_pairs(k, sums, weights, a.u_out, at, block_stride, u_place)
+                        x.set(k.advance(x.get(), block_stride * 2))
+                    with k.when(k.b.icmp_signed("==", k.int_value(stop), a.pair_blocks.value)):
+                        _add_rest(k, a, sums, weights, x, block_stride)
                 to = k.advance(m_place, start * k.v)
-                _store(k, a, sums, own, k.advance(squares, start), to, block_stride, piece)
+                _store(k, a, sums, own, k.advance(squares, start), to, out_tiles * k.v, piece)
 
 
 def _add_pairs(

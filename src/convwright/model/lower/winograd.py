@@ -212,7 +212,7 @@ def _estimate(p: Problem, c: Cut, blocks: int, vectors: int) -> float:
     reduction = spec.in_channels // spec.groups * form.deep_taps
     outputs, turns = c.chunk * c.strip, -(-vectors // c.outs)
     products = form.places * -(-outputs // c.tiles) * turns / c.parts
-    sums = -(-reduction // c.paired) if c.paired else 1
+    sums = -(-reduction // (c.paired * form.deep_taps)) if c.paired else 1
     products *= reduction * _step_cycles(c.tiles, c.outs, c.paired) + 2 * sums * c.tiles * c.outs
     in_cycles, out_cycles = _transform_cycles(form.high, form.wide)
     if c.paired:
@@ -240,10 +240,10 @@ def _cycles(p: Problem) -> float:
 
 def _multiplications(p: Problem) -> int:
     form, spec = cut(p).form, p.spec
-    reduction = spec.in_channels // spec.groups * form.deep_taps
+    channels = spec.in_channels // spec.groups
     if cut(p).paired:
-        reduction = winograd_pairs.multiplications(reduction, p.target.vector)
-    return p.batch * form.out_slices * form.tiles * form.places * reduction * spec.out_channels
+        channels = winograd_pairs.multiplications(channels, p.target.vector)
+    return p.batch * form.out_slices * form.tiles * form.places * form.deep_taps * channels * spec.out_channels
 
 
 def scratch_floats(p: Problem, c: Cut) -> int:

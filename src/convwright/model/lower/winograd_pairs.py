@@ -23,7 +23,6 @@ _STREAM_CYCLES = 0.3
 INPUTS = 1.45  # times the cycles of the transform of inputs: their largest, and the sums of a1 a2
 _PIECES = (256, 128, 64)  # channels that may be summed before they are added to M
 _GROWTH = 1.15  # of the bound of errors: measured 0.9 to 1.1 times, where both factors are of one size
-_APART = 20  # the largest exponent of an input channel's scale
 # The root mean square of inputs after scaling, for random positive ones.
 _TYPICAL = 0.25 * winograd_pairs.LARGEST
 
@@ -53,10 +52,10 @@ def strips_of(tiles: int, most: int, target: Target) -> set[int]:
 def pieces_of(form: Form, p: Problem) -> list[int]:
     """How many channels may be summed before they are added to M: the most that keep errors as small as is allowed.
 
-    None where no axis may join the sum, or less than two blocks of channels could be paired.
+    None where less than two blocks of channels could be paired.
     """
     channels, v = p.spec.in_channels // p.spec.groups, p.target.vector
-    if channels < 2 * v or form.deep_taps > 1:
+    if channels < 2 * v:
         return []
     named = p.algorithm.startswith("winograd-")
     able = [piece for piece in (channels, *_PIECES) if piece <= channels]
@@ -72,7 +71,7 @@ def blocks_of_piece(piece: int, channels: int, v: int) -> int:
 def error_bound(form: Form, p: Problem, piece: int) -> float:
     """Of the largest output: a sum in pieces rounds like one of as many terms as a piece has and there are pieces."""
     channels = p.spec.in_channels // p.spec.groups
-    terms = form.high[1] * form.wide[1] * (piece + channels / piece - 1)
+    terms = form.high[1] * form.wide[1] * (form.deep_taps * piece + channels / piece - 1)
     return _GROWTH * form.growth * 16 * 2.0**-24 * max(1.0, terms / 256) ** 0.5
 
 
@@ -86,7 +85,7 @@ def multiplications(channels: int, v: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """The parts of packed weights: ``[output vector][place][channel][v]``, and the kernel's vectors."""
+    """The parts of packed weights: ``[output vector][place][depth tap][channel][v]``, and the kernel's vectors."""
 
     u: np.ndarray
     squares: np.ndarray
@@ -96,19 +95,19 @@ class Packed:
 
 def parts_of(flat: np.ndarray, form: Form, out_channels: int, channels: int, groups: int, v: int) -> Packed:
     vectors, places = blocks_of(out_channels, v), form.places
-    sizes = (vectors * places * channels * v, vectors * places * v, vectors * places * v)
+    sizes = (vectors * places * form.deep_taps * channels * v, vectors * places * v, vectors * places * v)
     u, squares, backs, channel_scales = np.split(flat, np.cumsum(sizes))
     return Packed(
-        u.reshape(vectors, places, 1, channels, v), squares.reshape(vectors, places, v),
+        u.reshape(vectors, places, form.deep_taps, channels, v), squares.reshape(vectors, places, v),
         backs.reshape(vectors, places, v), channel_scales.reshape(groups, -1),
     )  # fmt: skip
 
 
 def pack(weight: np.ndarray, form: Form, groups: int, v: int) -> np.ndarray:
-    """All that the kernel reads of the weights ``[K, C, 1, r_h, r_w]`` of some groups, in one array."""
+    """All that the kernel reads of the weights ``[K, C, taps, r_h, r_w]`` of some groups, in one array."""
     outputs, channels = weight.shape[:2]
     vectors, padded = blocks_of(outputs, v), blocks_of(channels, v) * v
-    flat = aligned_empty(vectors * form.places * v * (channels + 2) + groups * padded)
+    flat = aligned_empty(vectors * form.places * v * (form.deep_taps * channels + 2) + groups * padded)
     parts = parts_of(flat, form, outputs, channels, groups, v)
     order, signs = _order(channels, v)
     gains = [np.sqrt((np.array(filtering(*axis).bt, float) ** 2).sum(1)) for axis in (form.high, form.wide)]
@@ -124,8 +123,8 @@ def pack(weight: np.ndarray, form: Form, groups: int, v: int) -> np.ndarray:
             scales = _scales(own, form, wanted).T
             vector, lanes = group * vectors // groups + start // v, len(own)
             winograd.transform_weights(own, v, form.high, form.wide, parts.u[vector : vector + 1])
-            u, backs = parts.u[vector, :, 0], parts.backs[vector]
-            u[..., :lanes] *= np.ldexp(np.float32(1), scales)[:, None]
+            u, backs = parts.u[vector], parts.backs[vector]
+            u[..., :lanes] *= np.ldexp(np.float32(1), scales)[:, None, None]
             backs[:, :lanes], backs[:, lanes:] = np.ldexp(np.float32(1), -scales), 1
             parts.squares[vector] = _squares(u, v)
     return flat
@@ -134,7 +133,7 @@ def pack(weight: np.ndarray, form: Form, groups: int, v: int) -> np.ndarray:
 def _scales(weight: np.ndarray, form: Form, wanted: np.ndarray) -> np.ndarray:
     """Exponents of the powers of two, `[K, place]`, that bring the root mean square of an output's transformed weights
     near to what is wanted. It follows from the products of each two taps, summed over the channels."""
-    taps = weight.reshape(*weight.shape[:2], -1)
+    taps = weight.reshape(len(weight), -1, form.high[1] * form.wide[1])
     spread = np.kron(filtering(*form.high).float_g(), filtering(*form.wide).float_g())
     products = np.matmul(taps.transpose(0, 2, 1), taps).astype(np.float64)  # [K][taps][taps]
     means = np.matmul(products, spread.T) * spread.T
@@ -145,10 +144,10 @@ def _scales(weight: np.ndarray, form: Form, wanted: np.ndarray) -> np.ndarray:
 
 
 def _squares(u: np.ndarray, v: int) -> np.ndarray:
-    """Minus the sums of b1 b2 `[place][v]`, of weights `[place][channel][v]`."""
-    places, channels = u.shape[:2]
-    blocks = channels // (2 * v)
-    pairs = u[:, : blocks * 2 * v].reshape(places, blocks, v, 2, v)[:, :, winograd_pairs.is_pair(np.arange(v))]
+    """Minus the sums of b1 b2 `[place][v]`, of weights `[place][depth tap][channel][v]`."""
+    places, _, channels = u.shape[:3]
+    whole = channels // (2 * v) * 2 * v
+    pairs = u[:, :, :whole].reshape(places, -1, v, 2, v)[:, :, winograd_pairs.is_pair(np.arange(v))]
     sums: np.ndarray = (pairs[..., 0, :] * pairs[..., 1, :]).sum((1, 2), dtype=np.float64)
     return -sums
 
@@ -161,7 +160,7 @@ def _of_channels(squares: np.ndarray) -> np.ndarray:
     means = squares.mean(1, keepdims=True)
     relative = (squares / np.where(means > 0, means, 1.0)).mean(0)
     halves = np.log2(np.where(relative > 0, relative, 1.0)) / 2
-    return np.clip(np.nan_to_num(np.rint(halves)), -_APART, _APART).astype(np.int64)
+    return np.clip(np.nan_to_num(np.rint(halves)), -winograd_pairs.APART, winograd_pairs.APART).astype(np.int64)
 
 
 def _order(channels: int, v: int) -> tuple[np.ndarray, np.ndarray]:
