@@ -23,7 +23,7 @@ from convwright.model.lower.conv import algorithm_of
 from convwright.model.problem import Problem
 from convwright.spec import ConvSpec
 
-ALGORITHMS = ("direct-blocked", "direct-planes", "im2col", "winograd", "fft")
+ALGORITHMS = ("direct-blocked", "direct-planes", "paired", "im2col", "winograd", "winograd-planes", "fft")
 SECONDS = 0.2
 
 
