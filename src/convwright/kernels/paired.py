@@ -263,7 +263,7 @@ def _exponents_of_squares(k: Kernel, means: ir.Value) -> tuple[ir.Value, ir.Valu
 
 def _exponents_of_largest(k: Kernel, largest: ir.Value) -> ir.Value:
     """As of squares, but of the powers of two that bring `largest` between 2 and 4; for infinities and NaN, the
-    nearest that has an inverse; for zeros one whose inverse is 0, so that nothing is left of what sums of zeros round."""
+    nearest that has an inverse; for zeros one whose inverse is 0: nothing is left of how their sums are rounded."""
     exponents = k.b.lshr(k.b.bitcast(largest, k.int_vector_type), k.splat_int(23))
     wanted = k.b.sub(k.splat_int(255), exponents)
     wanted = k.select(k.b.icmp_signed(">", wanted, k.splat_int(253)), k.splat_int(253), wanted)
