@@ -90,7 +90,7 @@ class Work:
         source = Blocked.of(x, v, halo=1, at_end=at_end)
         added = Blocked.of(residual, v, at_end=at_end)
         y = Blocked.empty(residual.shape, v, halo=2, at_end=at_end)
-        packed = paired_weights.parts_of(paired_weights.pack(w, v, []), w.shape, v)
+        packed = paired_weights.parts_of(paired_weights.pack(w, target, 2, []), w.shape, v)
         scratch_thread = paired.scratch_floats(self.strip, self.tiles, blocks, v)
         biases = np.zeros(vectors * v, np.float32)
         biases[: self.out_channels] = bias

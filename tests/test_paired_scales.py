@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,9 @@ def test_random_distributions(target: Target, seeds: range) -> None:
         x, w = arrays
         y, expected = result(x, w, target), exact(x, w)
         v = target.vector
-        scales = np.abs(paired_weights.parts_of(paired_weights.pack(w, v, []), w.shape, v).channel_scales[: len(x)])
+        scales = np.abs(
+            paired_weights.parts_of(paired_weights.pack(w, target, 1, []), w.shape, v).channel_scales[: len(x)]
+        )
         of_pixels = np.linalg.norm(x.astype(np.float64) * scales[:, None], axis=0)
         norms = np.linalg.norm(w / scales.astype(np.float64), axis=1).max() * of_pixels.max() / np.sqrt(len(x))
         assert np.abs(y - expected).max() <= bound_of(len(x)) * max(np.abs(expected).max(), norms)
@@ -246,12 +249,13 @@ def same_bits(a: NDArray[Any], b: NDArray[Any]) -> None:
     np.testing.assert_array_equal(np.ascontiguousarray(a).view(np.int32), np.ascontiguousarray(b).view(np.int32))
 
 
-@pytest.mark.parametrize("v", [4, 8, 16])
+@each_target
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_packed_weights_give_the_weights_back(v: int, name: str) -> None:
+def test_packed_weights_give_the_weights_back(target: Target, name: str) -> None:
+    v = target.vector
     for outputs, products in ((5, 8), (v, 16), (2 * v + 1, 72), (33, 4096)):
         weights, lost = drawn_weights(name, outputs, products), paired_weights.Lost()
-        made = paired_weights.pack(weights.copy(), v, lost)
+        made = paired_weights.pack(weights.copy(), target, 2, lost)
         assert made.ctypes.data % 64 == 0
         same_bits(paired_weights.unpack(made, weights.shape, v, lost), weights)
         parts = paired_weights.parts_of(made, (outputs, products), v)
@@ -260,13 +264,15 @@ def test_packed_weights_give_the_weights_back(v: int, name: str) -> None:
         assert not parts.channel_scales[products:].any()
 
 
-@pytest.mark.parametrize("v", [4, 8, 16])
-def test_released_constants_come_back(v: int) -> None:
+@each_target
+def test_released_constants_come_back(target: Target) -> None:
     """In the order of a convolution's weights, taps behind channels."""
+    v = target.vector
     for name in ("of one size", "of all sizes", "outputs and channels of zeros"):
         constant = drawn_weights(name, 4 * v + 1, 2 * v * 6 * 8).reshape(-1, 16 * v, 2, 3)
         weights = Weights({"w": constant.copy()}, v)
-        paired_weights.packed(weights, "w", constant.shape)
+        b: Any = SimpleNamespace(weights=weights, target=target, team=2, v=v)
+        paired_weights.packed(b, "w", constant.shape)
         weights.release()
         assert not weights.constants["w"].any()
         same_bits(weights.array("w"), constant)

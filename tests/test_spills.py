@@ -35,6 +35,7 @@ from convwright.kernels import (
     integer_layout,
     integer_planes,
     lrn,
+    packing,
     paired,
     planar,
     pool,
@@ -370,6 +371,12 @@ def test_elementwise(target: Target) -> None:
     operands = (("full", "full", "full"), ("full", "channel", "channel"))
     tiles = [elementwise.Elementwise(chain, kinds) for chain in chains for kinds in operands]
     assert not spilling(elementwise, tiles, target)
+
+
+@all_targets
+@pytest.mark.parametrize("what", ["shares", "scale", "transform"])
+def test_packing(target: Target, what: str) -> None:
+    assert share_of_spills(packing.emit, packing.Packing(what), target) == 0
 
 
 @all_targets

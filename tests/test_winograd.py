@@ -86,17 +86,19 @@ def step_of(plan: Planned) -> Step:
 # -- the weights -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("v", [4, 16])
+@each_target
 @pytest.mark.parametrize(("out_channels", "channels"), [(1, 1), (16, 4), (17, 3), (35, 20)])
 @pytest.mark.parametrize(
     ("high", "wide", "taps"), [((4, 3), (4, 3), 1), ((1, 1), (4, 7), 1), ((2, 5), (3, 2), 1), ((2, 3), (4, 3), 3)]
 )
 def test_transformed_weights(
-    v: int, out_channels: int, channels: int, high: winograd.Axis, wide: winograd.Axis, taps: int
+    target: Target, out_channels: int, channels: int, high: winograd.Axis, wide: winograd.Axis, taps: int
 ) -> None:
+    v = target.vector
     shape = (out_channels, channels, taps, high[1], wide[1])
     weight = np.random.default_rng(v).standard_normal(shape).astype(np.float32)
-    packed = winograd.transform_weights(weight, v, high, wide)
+    form = winograd_forms.Form(high, wide, (1, 1), (8, 8), taps)
+    packed = lowering.transform(weight, form, target, 2)
     places = winograd.places_of(high, wide)
     g_high, g_wide = filtering(*high).float_g(), filtering(*wide).float_g()
     rows = np.zeros((-(-out_channels // v) * v, places, taps, channels))

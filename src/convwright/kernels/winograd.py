@@ -27,7 +27,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from llvmlite import ir
 
 from convwright.codegen.lang import Int, Integer, Kernel, Variable
@@ -39,10 +38,8 @@ from convwright.kernels.cook_toom import filtering
 from convwright.kernels.pool import greater
 from convwright.kernels.products import Sums, add_products
 from convwright.kernels.transforms import both_ways
-from convwright.runtime.memory import aligned_empty
 
 UNROLL = 4
-_PRODUCT = 1 << 17  # multiplications of one matrix product while weights are transformed
 
 ARGUMENTS = Arguments(
     # tiles: a row a tile of one slice, see TILE_COLUMNS
@@ -112,29 +109,6 @@ def multiplications_of(axis: Axis) -> int:
 def places_of(high: Axis, wide: Axis) -> int:
     """The multiplications of a tile, n_h n_w."""
     return multiplications_of(high) * multiplications_of(wide)
-
-
-def transform_weights(
-    weight: np.ndarray, v: int, high: Axis, wide: Axis, to: np.ndarray | None = None
-) -> np.ndarray:  # fmt: skip
-    """``[K, C, taps, r_h, r_w]`` to ``[ceil(K/v)][n_h n_w][taps][C][v]``, on a cache line or in ``to``: G g G^T in
-    float64, rounded once."""
-    out_channels, channels, taps = weight.shape[:3]
-    spread = np.kron(filtering(*high).float_g(), filtering(*wide).float_g())  # [n_h n_w][r_h r_w]
-    vectors = -(-out_channels // v)
-    columns = taps * channels * v
-    packed = aligned_empty(vectors * len(spread) * columns) if to is None else to
-    packed = packed.reshape(vectors, len(spread), columns)
-    # Products so small that NumPy's library computes them on the calling thread: its own threads wait by spinning.
-    step = max(1, _PRODUCT // spread.size)
-    for vector in range(vectors):
-        some = weight[vector * v : (vector + 1) * v].reshape(-1, channels, taps, spread.shape[1])
-        values = np.zeros((spread.shape[1], taps, channels, v))
-        values[..., : len(some)] = some.transpose(3, 2, 1, 0)
-        flat = values.reshape(len(values), columns)
-        for at in range(0, columns, step):
-            packed[vector, :, at : at + step] = spread @ flat[:, at : at + step]
-    return packed.reshape(vectors, len(spread), taps, channels, v)
 
 
 def scratch_floats(places: int, inputs: int, blocks: int, outputs: int, outs: int, v: int, paired: bool = False) -> int:

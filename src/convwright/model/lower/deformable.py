@@ -239,7 +239,7 @@ def _paired_products(b: Builder, layer: Layer, g: _Numbers, pixels: int, images:
     def back(made: np.ndarray) -> np.ndarray:
         return made.reshape(g.out_channels, -1, g.taps, v).swapaxes(2, 3)
 
-    packed = paired_weights.packed_rows(b.weights, name, ("columns",), (g.out_channels, reduction), rows, back)
+    packed = paired_weights.packed_rows(b, name, ("columns",), (g.out_channels, reduction), rows, back)
     most = max(1, _COLUMN_BYTES // (4 * reduction))
 
     def shape_of(chunk: int) -> Shape:

@@ -208,7 +208,7 @@ def add(
         packed, bias = outputs.packed, outputs.bias
     else:
         shape = g.out_channels, g.own_channels, *g.kernel
-        packed = paired_weights.packed(b.weights, node.inputs[1], shape, g.groups)
+        packed = paired_weights.packed(b, node.inputs[1], shape, g.groups)
         bias = b.weights.bias(node.input(2), g.out_channels)
     scratch_thread = paired.scratch_floats(c.strip, c.tiles, blocks, v)
     scratch = Buffer(4 * scratch_thread * b.team)

@@ -70,7 +70,7 @@ def _outputs(b: Builder, layer: Layer, p: Problem, y: Value) -> paired.Outputs:
         return own.transpose(3, 2, 0, 1)
 
     shape = math.prod(form[:3]), form[3]
-    packed = paired_weights.packed_rows(b.weights, node.inputs[1], ("phases",), shape, rows, back)
+    packed = paired_weights.packed_rows(b, node.inputs[1], ("phases",), shape, rows, back)
     bias = b.weights.bias(node.input(2), spec.out_channels).reshape(1, blocks, 1, v)
     row, block, col = np.ogrid[:down, :blocks, :right]
     places = (row * y.row + block * y.block + col * v).astype(np.int64)

@@ -20,10 +20,12 @@ from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
 from convwright.model.lower import channels, direct, volumes, winograd_pairs
 from convwright.model.lower.winograd_forms import Form, forms_of, rows_of_phases
+from convwright.model.packing import Rows
 from convwright.model.problem import Algorithm, Problem
 from convwright.model.tiles import most_pixels, step_cycles
 from convwright.model.values import Buffer, Halo, Ref, Value, blocks_of
 from convwright.runtime.machine import adds_beside_multiply_adds, caches, multiply_adds_a_cycle
+from convwright.runtime.memory import aligned_empty
 
 _MEMORY_BYTES_A_CYCLE = 5.5  # measured read bandwidth of one core at its clock
 _CACHE_BYTES_A_CYCLE = 11.0  # read from the third level
@@ -365,8 +367,8 @@ def add_step(
     def transformed(weight: np.ndarray) -> np.ndarray:
         joined = _joined(part.kernel(weight) if part else weight, form, weight_shape)
         if c.paired:
-            return winograd_pairs.pack(joined, form, spec.groups, v)
-        return winograd.transform_weights(joined, v, form.high, form.wide)
+            return winograd_pairs.pack(joined, form, spec.groups, b.target, b.team)
+        return transform(joined, form, b.target, b.team)
 
     key = ("winograd", form.high, form.wide, form.joined, c.paired > 0, *(part.key if part else ()))
     flat = b.weights.derived(layer.node.inputs[1], key, transformed)
@@ -419,6 +421,16 @@ def add_step(
     tag = f"part {part.key}" if part else "inside"
     touches = [(*touch[:4], tag if touch[3] else touch[4]) for touch in b.steps[-1].touches]
     b.steps[-1].touches = [*touches, (scratch, 0, scratch.nbytes, True, tag)]
+
+
+def transform(weight: np.ndarray, form: Form, target: Target, threads: int) -> np.ndarray:
+    """``[K, C, taps, r_h, r_w]`` to ``[ceil(K/v)][n_h n_w][taps][C][v]``: G g G^T, rounded once."""
+    outputs, channels, deep, *taps = weight.shape
+    rows = Rows.of(weight.reshape(outputs, -1), channels * deep, (taps[0], taps[1]), 1, target, threads)
+    packed = aligned_empty(rows.vectors * form.places * channels * deep * target.vector)
+    order = np.arange(channels * deep).reshape(channels, deep).T.ravel()
+    rows.transform(packed, (filtering(*form.high).float_g(), filtering(*form.wide).float_g()), order)
+    return packed.reshape(rows.vectors, form.places, deep, channels, target.vector)
 
 
 def _joined(weight: np.ndarray, form: Form, shape: tuple[int, ...]) -> np.ndarray:

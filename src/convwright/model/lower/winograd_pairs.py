@@ -3,14 +3,15 @@ errors and at what cost; and their weights."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from convwright.codegen.target import Target
-from convwright.kernels import winograd, winograd_pairs
+from convwright.kernels import winograd_pairs
 from convwright.kernels.cook_toom import filtering
 from convwright.model.lower.winograd_forms import ERROR, Form
+from convwright.model.packing import Rows
 from convwright.model.problem import Problem
 from convwright.model.values import blocks_of
 from convwright.runtime.memory import aligned_empty
@@ -23,6 +24,7 @@ _STREAM_CYCLES = 0.3
 INPUTS = 1.45  # times the cycles of the transform of inputs: their largest, and the sums of a1 a2
 _PIECES = (256, 128, 64)  # channels that may be summed before they are added to M
 _GROWTH = 1.15  # of the bound of errors: measured 0.9 to 1.1 times, where both factors are of one size
+_MOST_POWER = 60  # of two that weights of an output and place are multiplied by
 # The root mean square of inputs after scaling, for random positive ones.
 _TYPICAL = 0.25 * winograd_pairs.LARGEST
 
@@ -103,72 +105,47 @@ def parts_of(flat: np.ndarray, form: Form, out_channels: int, channels: int, gro
     )  # fmt: skip
 
 
-def pack(weight: np.ndarray, form: Form, groups: int, v: int) -> np.ndarray:
+def pack(weight: np.ndarray, form: Form, groups: int, target: Target, threads: int) -> np.ndarray:
     """All that the kernel reads of the weights ``[K, C, taps, r_h, r_w]`` of some groups, in one array."""
-    outputs, channels = weight.shape[:2]
+    outputs, channels, deep, *taps = weight.shape
+    v = target.vector
     vectors, padded = blocks_of(outputs, v), blocks_of(channels, v) * v
-    flat = aligned_empty(vectors * form.places * v * (form.deep_taps * channels + 2) + groups * padded)
+    flat = aligned_empty(vectors * form.places * v * (deep * channels + 2) + groups * padded)
     parts = parts_of(flat, form, outputs, channels, groups, v)
-    order, signs = _order(channels, v)
-    gains = [np.sqrt((np.array(filtering(*axis).bt, float) ** 2).sum(1)) for axis in (form.high, form.wide)]
-    wanted = _TYPICAL * np.kron(*gains)
+    order, signs, counted = _order(channels, v)
+    rows = Rows.of(weight.reshape(outputs, -1), channels, (deep * taps[0], taps[1]), groups, target, threads)
+    of_channels = _of_channels(rows.shares())
     parts.channel_scales[:] = 0
-    for group in range(groups):
-        rows = weight[group * outputs // groups : (group + 1) * outputs // groups]
-        of_channels = _of_channels(np.einsum("kcdhw,kcdhw->kc", rows, rows, dtype=np.float64))
-        parts.channel_scales[group, :channels] = np.ldexp(signs, of_channels)
-        by = np.ldexp(signs, -of_channels).astype(np.float32)[order]
-        for start in range(0, len(rows), v):
-            own = rows[start : start + v][:, order] * by[:, None, None, None]
-            scales = _scales(own, form, wanted).T
-            vector, lanes = group * vectors // groups + start // v, len(own)
-            winograd.transform_weights(own, v, form.high, form.wide, parts.u[vector : vector + 1])
-            u, backs = parts.u[vector], parts.backs[vector]
-            u[..., :lanes] *= np.ldexp(np.float32(1), scales)[:, None, None]
-            backs[:, :lanes], backs[:, lanes:] = np.ldexp(np.float32(1), -scales), 1
-            parts.squares[vector] = _squares(u, v)
+    parts.channel_scales[:, :channels] = np.ldexp(signs, of_channels)
+    factors = np.ldexp(signs, -of_channels)[:, order]
+    gains = [np.sqrt((np.array(filtering(*axis).bt, float) ** 2).sum(1)) for axis in (form.high, form.wide)]
+    # One depth tap after another, all of whose channels are summed.
+    own = replace(rows, channels=channels * deep, taps=(taps[0], taps[1]))
+    own.transform_and_scale(
+        parts.u, parts.squares, parts.backs, (filtering(*form.high).float_g(), filtering(*form.wide).float_g()),
+        (order * deep + np.arange(deep)[:, None]).ravel(), np.tile(factors, deep), np.tile(counted, deep),
+        _TYPICAL * np.kron(*gains), _MOST_POWER,
+    )  # fmt: skip
     return flat
 
 
-def _scales(weight: np.ndarray, form: Form, wanted: np.ndarray) -> np.ndarray:
-    """Exponents of the powers of two, `[K, place]`, that bring the root mean square of an output's transformed weights
-    near to what is wanted. It follows from the products of each two taps, summed over the channels."""
-    taps = weight.reshape(len(weight), -1, form.high[1] * form.wide[1])
-    spread = np.kron(filtering(*form.high).float_g(), filtering(*form.wide).float_g())
-    products = np.matmul(taps.transpose(0, 2, 1), taps).astype(np.float64)  # [K][taps][taps]
-    means = np.matmul(products, spread.T) * spread.T
-    own = np.sqrt(np.maximum(means.sum(1) / taps.shape[1], 0))
-    own = np.where(own > 0, own, 1.0)
-    exponents = np.clip(np.nan_to_num(np.rint(np.log2(wanted / own))), -60, 60)
-    return exponents.astype(np.int64)  # type: ignore[no-any-return]
-
-
-def _squares(u: np.ndarray, v: int) -> np.ndarray:
-    """Minus the sums of b1 b2 `[place][v]`, of weights `[place][depth tap][channel][v]`."""
-    places, _, channels = u.shape[:3]
-    whole = channels // (2 * v) * 2 * v
-    pairs = u[:, :, :whole].reshape(places, -1, v, 2, v)[:, :, winograd_pairs.is_pair(np.arange(v))]
-    sums: np.ndarray = (pairs[..., 0, :] * pairs[..., 1, :]).sum((1, 2), dtype=np.float64)
-    return -sums
-
-
-def _of_channels(squares: np.ndarray) -> np.ndarray:
-    """Exponents of the powers of two that input channels are multiplied by, of their weights' squares ``[K, C]``.
+def _of_channels(shares: np.ndarray) -> np.ndarray:
+    """Exponents of the powers of two that input channels are multiplied by, of their weights' `Rows.shares`.
 
     What a channel's weights are smaller by, its inputs are assumed to be larger by: half of that is taken from each.
     """
-    means = squares.mean(1, keepdims=True)
-    relative = (squares / np.where(means > 0, means, 1.0)).mean(0)
-    halves = np.log2(np.where(relative > 0, relative, 1.0)) / 2
-    return np.clip(np.nan_to_num(np.rint(halves)), -winograd_pairs.APART, winograd_pairs.APART).astype(np.int64)
+    halves = np.log2(np.where(shares > 0, shares, 1.0)) / 2
+    return np.clip(np.rint(halves), -winograd_pairs.APART, winograd_pairs.APART).astype(np.int64)
 
 
-def _order(channels: int, v: int) -> tuple[np.ndarray, np.ndarray]:
-    """The channels as the kernel sums them, those of a pair one after the other; and the sign of each channel."""
+def _order(channels: int, v: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The channels as the kernel sums them, those of a pair one after the other; the sign of each channel; and of the
+    channels in order, which are the second ones of products in pairs."""
     paired = channels // (2 * v) * 2 * v
-    order, signs = np.arange(channels), np.ones(channels)
+    order, signs, counted = np.arange(channels), np.ones(channels), np.zeros(channels, bool)
     pairs = order[:paired].reshape(-1, 2, v).transpose(0, 2, 1)
     order[:paired] = pairs.ravel()
     one = pairs[:, winograd_pairs.is_pair(np.arange(v))].reshape(-1, 2)
     signs[one[1::2, 1]] = -1
-    return order, signs
+    counted[:paired].reshape(-1, v, 2)[..., 1] = winograd_pairs.is_pair(np.arange(v))
+    return order, signs, counted
