@@ -308,28 +308,45 @@ def test_each_thread_has_its_own_scratch(target: Target) -> None:
 
 
 @each_target
-def test_channels_in_the_order_of_a_shuffle_are_summed_directly(target: Target) -> None:
-    """The layer before stores its channels in an order of its own, so that the shuffle costs nothing."""
+@pytest.mark.parametrize(
+    ("channels", "last_groups", "first"),
+    [
+        ((24, 48, 16), 1, "direct-blocked"),
+        ((24, 120, 96), 3, "direct-blocked"),  # 40 channels a group: lanes between the groups, and half a block
+        ((48, 96, 96), 3, "paired"),
+        ((48, 96, 33), 1, "paired"),
+        ((24, 3 * 72, 48), 3, "direct-blocked"),
+    ],
+)
+def test_channels_in_the_order_of_a_shuffle(
+    target: Target, channels: tuple[int, int, int], last_groups: int, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer before stores its channels in an order of its own, so that the shuffle costs nothing; blocks are put
+    together of the lanes where they lie."""
+    monkeypatch.setattr(lowering, "adds_beside_multiply_adds", lambda _: True)
+    monkeypatch.setattr(lowering, "_WORTH", 1e9)
     rng = np.random.default_rng(0)
-    inputs = {"x": rng.standard_normal((1, 24, 5, 6)).astype(np.float32)}
+    before, middle, after = channels
+    inputs = {"x": rng.standard_normal((2, before, 5, 6)).astype(np.float32)}
+    specs = [ConvSpec(before, middle, (1, 1), groups=3), ConvSpec(middle, after, (1, 1), groups=last_groups)]
     constants = {
-        "w0": rng.standard_normal((48, 8, 1, 1)).astype(np.float32),
-        "w1": rng.standard_normal((16, 48, 1, 1)).astype(np.float32),
-    }
+        f"w{at}": rng.standard_normal(spec.weight_shape).astype(np.float32) for at, spec in enumerate(specs)
+    } | {f"b{at}": rng.standard_normal(spec.out_channels).astype(np.float32) for at, spec in enumerate(specs)}
     nodes = [
         Node("Identity", ["x"], ["i"]),
-        Node("Conv", ["i", "w0"], ["c"], {"kernel_shape": (1, 1), "group": 3, "algorithm": "direct-blocked"}),
+        Node("Conv", ["i", "w0", "b0"], ["c"], {"kernel_shape": (1, 1), "group": 3, "algorithm": first}),
         Node("ChannelShuffle", ["c"], ["s"], {"groups": 3}, domain="convwright"),
-        Node("Conv", ["s", "w1"], ["p"], {"kernel_shape": (1, 1), "algorithm": "paired"}),
+        Node("Conv", ["s", "w1", "b1"], ["p"], {"kernel_shape": (1, 1), "group": last_groups}),
         Node("Identity", ["p"], ["y"]),
     ]
     plan = planned(graph_of(nodes, inputs, ["y"], constants), target, 2, numerics="default")
     assert "s" in plan.builder.orders
-    assert not any(step.family is paired for one in plan.steps for step in (one, *one.calls))
-    assert sum(step.family is direct for one in plan.steps for step in (one, *one.calls)) == 2
-    middle = reference.conv(inputs["x"], constants["w0"], None, ConvSpec(24, 48, (1, 1), groups=3, bias=False))
-    shuffled = reference.channel_shuffle(middle, 3)
-    expected = reference.conv(shuffled, constants["w1"], None, ConvSpec(48, 16, (1, 1), bias=False))
+    steps = [step for one in plan.steps for step in (one, *one.calls)]
+    gathered = [getattr(step.tile, "gathered", None) is not None for step in steps if step.family is paired]
+    assert gathered == [False, True][first != "paired" :]
+    assert sum(step.family is direct for step in steps) == (first != "paired")
+    shuffled = reference.channel_shuffle(reference.conv(inputs["x"], constants["w0"], constants["b0"], specs[0]), 3)
+    expected = reference.conv(shuffled, constants["w1"], constants["b1"], specs[1])
     compare(plan.run(inputs)["y"], expected, 2e-6 * np.abs(expected).max(), "shuffled")
 
 
@@ -396,7 +413,11 @@ def test_cuts_cover_the_pixels_and_fit_registers_and_cache(target: Target) -> No
         made = lowering.cut_of(pixels, images, own, outs, target, threads, 256 * 1024)
         vectors = -(-outs // target.vector)
         assert made.strip * (made.strips - 1) < pixels <= made.strip * made.strips
-        assert 1 <= made.tiles <= min(made.strip, lowering._MOST[target.registers][made.outs])
+        assert (
+            1
+            <= made.tiles
+            <= min(made.strip, max(most for most, outs in lowering._tiles(own, target) if outs == made.outs))
+        )
         assert made.outs <= vectors
         assert made.parts <= max(threads, 1)
         assert made.strip * own * 4 <= 256 * 1024 + 4 * own

@@ -129,12 +129,12 @@ def emit(config: Channels, target: Target) -> ir.Module:
                 vector = k.gather(k.advance(x, at), lanes, mask)
             else:
                 vectors = [k.load(start, at) for start in starts]
-                vector = vectors[0] if config.kind == "copy" else _permute(k, vectors, lanes)
+                vector = vectors[0] if config.kind == "copy" else permuted(k, vectors, lanes)
             k.store(vector, y, row * a.y_row + place, mask)
     return k.finish()
 
 
-def _permute(k: Kernel, vectors: list[ir.Value], lanes: ir.Value) -> ir.Value:
+def permuted(k: Kernel, vectors: list[ir.Value], lanes: ir.Value) -> ir.Value:
     """Lane ``lanes[i]`` of all the vectors, counted through; one instruction chooses from two vectors or from one."""
     if k.v == 16:
         operands = [k.vector_type, k.int_vector_type, k.vector_type]

@@ -19,8 +19,10 @@ these signs too.
 
 A work item copies what a strip of pixels reads, ``tiles`` pixels at a time, as ``[tile][blocks][pixel][v]``, and
 multiplies each tile by the weights of ``outs`` output vectors at a time. The blocks are those of the channels, for one
-tap after another; tables say where they and the pixels lie. Groups of channels are whole blocks. Scratch of one
-thread, in floats: the strip; then for each pixel the sum of its a1 a2; then what its outputs are multiplied by.
+tap after another; tables say where they and the pixels lie. Groups of channels are whole blocks, or, where tables say
+of each lane where it lies ("gathered"), begin them: then some pixels' blocks are put together first. Scratch of one
+thread, in floats: the strip; then for each pixel the sum of its a1 a2; then what its outputs are multiplied by; then
+what was put together.
 """
 
 from __future__ import annotations
@@ -37,19 +39,25 @@ from convwright.codegen.lang import I32, I64, Int, Integer, Kernel
 from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
+from convwright.kernels.channels import MOST_SOURCES, permuted
 from convwright.kernels.products import add_pair, keeps_pairs_together
 
-ARGUMENTS = Arguments(
+_POINTERS = (
     # pixels: see PIXEL_COLUMNS; places: floats from a pixel's first input to each of its blocks; channel_scales: of
     # their lanes; squares: minus the sum of each output's b1 b2; out_scales: what brings its sum back to size;
     # out_places: floats from a pixel's first output to each of its vectors, where they are no y_block apart
-    "x w bias y residual scratch pixels places channel_scales squares out_scales out_places",
+    "x w bias y residual scratch pixels places channel_scales squares out_scales out_places"
+)
+_INTEGERS = (
     # work: item -> (group of channels, part of its output vectors, image, strip of pixels); vectors and part_turns: of
     # a group, and how many times `outs` vectors make a part; blocks: whole blocks that a pixel reads; x_group and
     # scales_group: floats from a group's inputs and channel scales to the next one's
     "parts part_turns vectors images strips strip all_pixels blocks x_image x_group scales_group w_out y_image y_block "
-    "r_image r_block scratch_thread",
+    "r_image r_block scratch_thread"
 )
+ARGUMENTS = Arguments(_POINTERS, _INTEGERS)
+# sources: floats from x to the blocks that a block of a group is put together of; lanes: as in `kernels.channels`
+GATHERED_ARGUMENTS = Arguments(f"{_POINTERS} sources lanes", _INTEGERS)
 _Combine = Callable[[ir.Value, ir.Value], ir.Value]
 
 PIXEL_COLUMNS = 3
@@ -70,6 +78,7 @@ class PairedTile:
     - `tiles`, `outs`: pixels and output vectors that are summed in registers together.
     - `half`: whether half a block follows the whole ones.
     - `placed`: whether a table says where output vectors lie.
+    - `gathered`: where tables say of each lane where it lies, how many blocks one is put together of; 0: all lanes.
     """
 
     tiles: int
@@ -77,10 +86,15 @@ class PairedTile:
     half: bool = False
     epilogue: tuple[tuple[object, ...], ...] = ()
     placed: bool = False
+    gathered: int | None = None
 
     @property
     def key(self) -> str:
         return f"paired-{self!r}"
+
+    @property
+    def arguments(self) -> Arguments:
+        return ARGUMENTS if self.gathered is None else GATHERED_ARGUMENTS
 
     def name(self, target: Target) -> str:
         return f"f32-paired-{self.tiles}x{self.outs}-{target.name}"
@@ -92,20 +106,27 @@ def in_pairs(channels: int, v: int) -> np.ndarray:
     return first[np.isin(first % v // 2, IN_PAIRS)]
 
 
-def scratch_floats(strip: int, tiles: int, blocks: int, v: int) -> int:
+def gathered_block(tile: PairedTile, v: int) -> int:
+    """Floats from one block to the next of what was put together."""
+    return min(TOGETHER, tile.tiles) * v
+
+
+def scratch_floats(strip: int, tiles: int, blocks: int, v: int, gathered: bool = False) -> int:
     """Floats of scratch that one thread needs for a strip of pixels; half a block counts as one."""
-    return -(-strip // tiles) * (tiles * blocks + 2 * -(-tiles // v)) * v
+    room = -(-strip // tiles) * (tiles * blocks + 2 * -(-tiles // v)) * v
+    return room + (min(TOGETHER, tiles) * blocks * v if gathered else 0)
 
 
 def emit(tile: PairedTile, target: Target) -> ir.Module:
     """The kernel's module."""
     k = Kernel(target)
-    a = ARGUMENTS.read(k)
+    a = tile.arguments.read(k)
     turns = (a.strip + (tile.tiles - 1)) // tile.tiles
     room = k.advance(a.scratch, k.thread * a.scratch_thread)
     tile_floats = (a.blocks + int(tile.half)) * (tile.tiles * k.v)
     sums = k.advance(room, turns * tile_floats)
     factors = k.advance(sums, turns * k.v * vectors_of(tile, k.v))
+    spare = k.advance(factors, turns * k.v * vectors_of(tile, k.v))
     channels = k.b.sitofp((a.blocks * k.v + (k.v // 2 if tile.half else 0)).value, k.scalar_type)
     a_channel = k.div(ir.Constant(k.scalar_type, 1.0), channels)
     with k.loop(k.begin, k.end) as item:
@@ -125,7 +146,13 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
                 pixel = k.smaller(wanted, tile.tiles - together)
                 places = [k.load_int(own, (pixel + number) * PIXEL_COLUMNS) for number in range(together)]
                 to = k.advance(room, turn * tile_floats + pixel * k.v)
-                prepare(k, reads, tile, x, places, a_channel, to, *(k.advance(base, pixel) for base in of_turn))
+                of_pixels = [k.advance(base, pixel) for base in of_turn]
+                if tile.gathered is None:
+                    prepare(k, reads, tile, x, places, a_channel, to, *of_pixels)
+                else:
+                    _gather(k, a, tile, x, places, group, spare)
+                    pixels_of = [number * k.v for number in range(together)]
+                    prepare(k, reads, tile, spare, pixels_of, a_channel, to, *of_pixels)
         y, residual = k.advance(a.y, image * a.y_image), k.advance(a.residual, image * a.r_image)
         start = part * a.part_turns * tile.outs
         stop = k.minimum(start + a.part_turns * tile.outs, a.vectors)
@@ -152,7 +179,7 @@ def vectors_of(tile: PairedTile, v: int) -> int:
 
 
 def prepare(
-    k: Kernel, a: Any, tile: PairedTile, x: ir.Value, places: Sequence[Int], a_channel: ir.Value, to: ir.Value,
+    k: Kernel, a: Any, tile: PairedTile, x: ir.Value, places: Sequence[Integer], a_channel: ir.Value, to: ir.Value,
     sums: ir.Value, factors: ir.Value,
 ) -> None:  # fmt: skip
     """Copy the channels of some pixels, which lie at ``places``, scaled, and sum their a1 a2.
@@ -222,6 +249,27 @@ def prepare(
             k.store(k.mul(vector, scale), to, place + pixel * k.v)
 
     _each_block(k, a, tile, copy)
+
+
+def _gather(
+    k: Kernel, a: Reader, tile: PairedTile, x: ir.Value, places: Sequence[Int], group: Int, to: ir.Value
+) -> None:
+    """Put the blocks of some pixels of a group together, ``[block][pixel][v]``."""
+    assert tile.gathered is not None
+    blocks = a.blocks + int(tile.half)
+    with k.loop(0, blocks) as block:
+        number = group * blocks + block
+        lanes = k.load_ints(a.lanes, number * k.v)
+        sources = [k.load_int(a.sources, number * tile.gathered + source) for source in range(tile.gathered)]
+        starts = [k.advance(x, source) for source in sources]
+        for pixel, place in enumerate(places):
+            if not tile.gathered:
+                vector = k.gather(k.advance(x, place), lanes)
+            elif MOST_SOURCES[k.v]:
+                vector = permuted(k, [k.load(start, place) for start in starts], lanes)
+            else:
+                vector = k.load(starts[0], place)  # a whole block
+            k.store(vector, to, block * (len(places) * k.v) + pixel * k.v)
 
 
 def _of_lanes(k: Kernel, vectors: Sequence[ir.Value], over: _Combine) -> ir.Value:

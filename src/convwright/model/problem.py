@@ -37,6 +37,7 @@ class Problem:
     - `residual`: whether a tensor is added to the output.
     - `shuffle`: the groups of a channel shuffle of the output; 0: none.
     - `algorithm`: the name that the caller asks for, "auto" where any will do.
+    - `in_order`: whether the input's channels lie in an order of the plan's own (`lower.regroup`).
     """
 
     spec: ConvSpec
@@ -51,6 +52,7 @@ class Problem:
     residual: bool = False
     shuffle: int = 0
     algorithm: str = "auto"
+    in_order: bool = False
 
     @property
     def out_size(self) -> tuple[int, ...]:

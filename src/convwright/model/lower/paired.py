@@ -9,6 +9,8 @@ from functools import lru_cache
 import numpy as np
 
 from convwright.codegen.target import Target
+from convwright.graph import Node
+from convwright.kernels import channels as channels_kernel
 from convwright.kernels import paired
 from convwright.model.builder import Builder
 from convwright.model.choices import choice
@@ -16,18 +18,19 @@ from convwright.model.fuse import Layer
 from convwright.model.geometry import Geometry, geometry_of
 from convwright.model.lower import channels, direct, paired_weights
 from convwright.model.problem import Algorithm, Problem
-from convwright.model.values import Buffer, Ref, Value, blocks_of
+from convwright.model.values import Buffer, Order, Ref, Value, blocks_of
 from convwright.runtime.machine import adds_beside_multiply_adds, caches
 
 _FEWEST_PIXELS = 8  # fewer sums would wait for each other
 # Estimated in the units of `tiles.step_cycles`: cycles in which two vectors are multiplied and added, so that one here
-# is two of a machine that does one a cycle. A product is 1 / 1.3 of a multiply-add, where the counts of instructions
-# allow 11 / 16.
-_PRODUCT = 0.385
-_TILE, _STORED = 10.0, 1.0  # of a register tile, and of each vector of its outputs
+# is two of a machine that does one a cycle. A product is 1 / 1.41 of a multiply-add, where the counts of instructions
+# allow 11 / 16; of more than `_NEAR`, whose inputs and weights come from far, 1 / 1.3.
+_PRODUCT, _FAR_PRODUCT, _NEAR = 0.355, 0.385, 1024
+_TILE, _STORED = 8.0, 1.6  # of a register tile, and of each vector of its outputs
 _RARE = 1.02  # of tiles of other than two vectors: each kernel takes 80 ms to compile
 _FAR_BYTES_A_CYCLE = 22.0  # from the third level
-_COPIED, _PIXEL = 3.8, 10.0  # of copying a vector of inputs, and of what each pixel takes besides
+_COPIED, _PIXEL = 4.1, 6.0  # of copying a vector of inputs, and of what each pixel takes besides
+_GATHERED = 3.0  # of putting a vector together
 _WORTH = 0.97  # the estimated time, as a part of direct summation's, below which larger rounding errors are worth it
 _GROWTH = 2.0  # of the bound of errors; measured, channels and weights that differ a thousandfold included: 1.2
 
@@ -51,10 +54,10 @@ def why_not(p: Problem) -> str | None:
         return reason
     spec = p.spec
     own, v = spec.in_channels // spec.groups, p.target.vector
-    if spec.groups > 1 and (own % v or spec.out_channels // spec.groups % v):
+    if spec.groups > 1 and ((own % v and not p.in_order) or spec.out_channels // spec.groups % v):
         return f"{spec.in_channels} to {spec.out_channels} channels in {spec.groups} groups, which do not fill vectors"
     multiple = 8 if math.prod(spec.kernel) == 1 else p.target.vector
-    if spec.in_channels % multiple or direct.reads_planes(p):
+    if own % multiple or direct.reads_planes(p):
         return f"{spec.in_channels} input channels and kernel {spec.kernel}: they must be a multiple of {multiple}"
     if p.numerics == "strict":
         return "numerics is strict"
@@ -74,10 +77,21 @@ def why_not_here(p: Problem) -> str | None:
 # -- how the work is cut -----------------------------------------------------------------------------------------------
 
 
-# Pixels by vectors that are summed in registers, by the number of registers and of vectors, beside two vectors of
-# weights for each and what is added: as many as LLVM keeps there. With more, it spills some, and 13 x 2 takes 1.2 times
-# as long as 11 x 2, 24 x 1 1.1 times as long as 22 x 1.
-_MOST = {32: {1: 22, 2: 11, 3: 5}, 16: {1: 8, 2: 3}}
+# Pixels by vectors that are summed in registers, by the number of registers, beside two vectors of weights for each
+# (four, where pairs of both sorts are summed in turn) and what is added. With more, some lie on the stack, and 13 x 2
+# takes 1.2 times as long as 11 x 2.
+_MOST = {32: ((25, 1), (22, 1), (11, 2), (5, 3)), 16: ((8, 1), (3, 2))}
+
+
+def _tiles(reduction: int, target: Target) -> list[tuple[int, int]]:
+    """The most pixels, for each number of vectors. Inputs of 25 pixels that fill the second-level cache are waited for
+    (ResNet-50's last layer of stride 2 takes 1.2 times as long as with 5 x 3)."""
+    return [(most, outs) for most, outs in _MOST[target.registers] if most <= 22 or reduction <= _NEAR]
+
+
+def _product(reduction: int) -> float:
+    """Estimated cycles of a sum of so many products."""
+    return reduction * (_PRODUCT if reduction <= _NEAR else _FAR_PRODUCT)
 
 
 @choice
@@ -94,7 +108,7 @@ def cut_of(pixels: int, images: int, reduction: int, out_channels: int, target: 
     fewest = -(-pixels // max(1, room // (4 * reduction)))
     weights = 4 * reduction * vectors * v
     best: Cut | None = None
-    for outs, most in ((outs, most) for outs, most in _MOST[target.registers].items() if outs <= vectors):
+    for most, outs in ((most, outs) for most, outs in _tiles(reduction, target) if outs <= vectors):
         for parts in {1, min(threads, -(-vectors // outs))}:
             each = images * parts
             even = -(-fewest * each // threads) * threads // each or 1
@@ -104,7 +118,7 @@ def cut_of(pixels: int, images: int, reduction: int, out_channels: int, target: 
                 tiles = -(-strip // turns)
                 out_turns = -(-vectors // outs)
                 part_turns = -(-out_turns // parts)
-                product = reduction * _PRODUCT * tiles * outs + _TILE + tiles * outs * _STORED
+                product = (_product(reduction) + _STORED) * tiles * outs + _TILE
                 compute = strip * copied + part_turns * turns * product
                 # Weights that do not stay in the second-level cache come from the third once for each strip.
                 far = weights / parts / _FAR_BYTES_A_CYCLE if weights > caches().l2 // 4 else 0.0
@@ -120,9 +134,9 @@ def cut_of(pixels: int, images: int, reduction: int, out_channels: int, target: 
 def tile_of(pixels: int, vectors: int, reduction: int, target: Target) -> tuple[int, int, float]:
     """A register tile, pixels by vectors, for a strip of so many pixels, and its estimated cycles."""
     outs = min(2, vectors)
-    turns = -(-pixels // _MOST[target.registers][outs])
+    turns = -(-pixels // max(most for most, of in _tiles(reduction, target) if of == outs))
     tiles = -(-pixels // turns)
-    product = reduction * _PRODUCT * tiles * outs + _TILE + tiles * outs * _STORED
+    product = (_product(reduction) + _STORED) * tiles * outs + _TILE
     copied = pixels * (_COPIED * blocks_of(reduction, target.vector) + _PIXEL)
     return tiles, outs, copied + -(-vectors // outs) * turns * product
 
@@ -142,6 +156,9 @@ def _cycles(p: Problem) -> float:
     nbytes = 4 * _reduction(p) * blocks_of(p.spec.out_channels, p.target.vector) * p.target.vector
     memory = nbytes / direct.MEMORY_BYTES_A_CYCLE / p.threads
     compute: float = _cut(p).cycles
+    if p.in_order:
+        vectors = p.spec.groups * blocks_of(_reduction(p), p.target.vector)
+        compute += _GATHERED * math.prod(p.out_size) * p.batch * vectors / p.threads
     return (max(compute, memory) + 0.3 * min(compute, memory)) / _WORTH
 
 
@@ -192,10 +209,10 @@ def add(
     """Add the step that computes the layer from `x`, which lies in its halo, to `y`.
 
     `outputs`: where they do not lie as those of a convolution of this geometry; then no residual is added.
-    Where channels lie in an order of the plan's own (`lower.regroup`), direct summation does it.
+    Where it gives channels to lanes between which others lie (`lower.regroup`), direct summation does it.
     """
     node, v = layer.node, b.v
-    if outputs is None and (layer.output in b.orders or node.inputs[0] in b.orders):
+    if layer.output in b.orders and b.orders[layer.output].lanes > g.out_channels:
         direct.add(b, layer, g, x, y, residual)
         return
     reduction = g.own_channels * math.prod(g.kernel)
@@ -203,31 +220,39 @@ def add(
     # Within a chain of layers the second-level cache holds what passes between them too.
     room = caches().l2 // (2 if b.threads == b.team else 4)
     pixels = math.prod(g.out_size)
+    read = b.orders.get(node.inputs[0])
     c = cut_of(pixels, x.n * g.groups, reduction, g.out_channels // g.groups, b.target, b.threads, room)
     if outputs is not None:
         packed, bias = outputs.packed, outputs.bias
+    elif read is not None:
+        packed, bias = _packed_in_order(b, node, g, read), b.weights.bias(node.input(2), g.out_channels)
     else:
         shape = g.out_channels, g.own_channels, *g.kernel
         packed = paired_weights.packed(b, node.inputs[1], shape, g.groups)
         bias = b.weights.bias(node.input(2), g.out_channels)
-    scratch_thread = paired.scratch_floats(c.strip, c.tiles, blocks, v)
+    lanes = _lanes(g, read, x, b.target) if read is not None else None
+    gathered = None if lanes is None else lanes.config.sources if lanes.config.kind != "gather" else 0
+    scratch_thread = paired.scratch_floats(c.strip, c.tiles, blocks, v, gathered is not None)
     scratch = Buffer(4 * scratch_thread * b.team)
-    tile = paired.PairedTile(c.tiles, c.outs, reduction % v > 0, layer.epilogue, outputs is not None)
+    tile = paired.PairedTile(c.tiles, c.outs, reduction % v > 0, layer.epilogue, outputs is not None, gathered)
     turns = -(-vectors // c.outs)
     arguments = {
         "x": b.inside(x, g), "w": b.static(packed.weights), "bias": b.static(bias), "y": y.ref,
         "residual": residual.ref if residual else 0, "scratch": Ref(scratch),
         "pixels": b.static(_pixels(g, x, y, residual, v, outputs.steps if outputs else (1, 1))),
-        "places": b.static(_places(g, x, v)),
+        "places": b.static(_places(g, x, v) if lanes is None else np.arange(blocks) * paired.gathered_block(tile, v)),
         "channel_scales": b.static(packed.channel_scales), "squares": b.static(packed.squares),
         "out_scales": b.static(packed.out_scales), "out_places": b.static(outputs.places) if outputs else 0,
         "parts": c.parts, "part_turns": -(-turns // c.parts), "vectors": vectors, "images": x.n,
         "strips": c.strips, "strip": c.strip, "all_pixels": pixels,
-        "blocks": reduction // v, "x_image": x.image, "x_group": blocks_of(g.own_channels, v) * x.block,
+        "blocks": reduction // v, "x_image": x.image,
+        "x_group": blocks_of(g.own_channels, v) * x.block if lanes is None else 0,
         "scales_group": blocks * v, "w_out": reduction * v, "y_image": y.image, "y_block": y.block,
         "r_image": residual.image if residual else 0, "r_block": residual.block if residual else 0,
         "scratch_thread": scratch_thread,
     }  # fmt: skip
+    if lanes is not None:
+        arguments |= {"sources": b.static(lanes.offsets), "lanes": b.static(lanes.lanes)}
     kind = outputs.kind if outputs else "1x1" if g.kernel == (1, 1) else "dense"
     kind = f"{kind} in {g.groups} groups" if g.groups > 1 else kind
     why = f"{kind}, products in pairs: {c.strips} strips of {c.strip} pixels, {c.tiles} pixels by {c.outs} vectors"
@@ -253,6 +278,30 @@ def _places(g: Geometry, x: Value, v: int) -> np.ndarray:
     down, right = (np.arange(taps) * step for taps, step in zip(g.kernel, g.dilation, strict=True))
     taps = down[:, None] * x.row + right[None] * v
     return (taps[..., None] + np.arange(blocks_of(g.own_channels, v)) * x.block).reshape(-1)
+
+
+def _packed_in_order(b: Builder, node: Node, g: Geometry, read: Order) -> paired_weights.Packed:
+    """Weights of a pointwise layer, each group's channels in the order of their places."""
+    own = g.out_channels // g.groups
+    order = np.repeat(np.argsort(read.places.reshape(g.groups, -1)), own, 0)
+    flat = g.out_channels, g.own_channels
+
+    def rows(weight: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(weight.reshape(flat), order, 1)
+
+    def back(made: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(made, np.argsort(order), 1)
+
+    return paired_weights.packed_rows(b, node.inputs[1], (read.name,), flat, rows, back, g.groups)
+
+
+def _lanes(g: Geometry, read: Order, x: Value, target: Target) -> channels_kernel.Choice:
+    """How the blocks of each group are put together of the input's: its channels in the order of their places."""
+    v = target.vector
+    places = np.sort(read.places.reshape(g.groups, -1))
+    padded = np.repeat(places[:, -1:], blocks_of(g.own_channels, v) * v, 1)
+    padded[:, : g.own_channels] = places
+    return channels_kernel.choose(padded.reshape(-1).tolist(), x.block, target)
 
 
 ROW = Algorithm(

@@ -45,6 +45,7 @@ def settle(b: Builder, readers: Mapping[str, list[Layer]]) -> None:
         if p.shuffle == 0 and order.lanes == p.spec.out_channels:
             continue
         b.problems[id(layer)] = replace(p, shuffle=0)
+        b.problems[id(passage.last)] = replace(problem_of(b, passage.last), in_order=True)
         layer.shuffle = 0
         for one in (layer, *passage.between):
             b.orders[one.output] = order
