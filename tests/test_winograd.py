@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import convwright as cw
 from convwright import reference
-from convwright.codegen.target import Target
+from convwright.codegen.target import Target, target_named
 from convwright.errors import ConvwrightError
 from convwright.graph import Node
 from convwright.kernels import winograd
@@ -29,6 +29,7 @@ from convwright.model.lower import conv, direct, winograd_forms, winograd_pairs
 from convwright.model.lower import winograd as lowering
 from convwright.model.problem import Problem
 from convwright.model.tiles import most_pixels
+from convwright.runtime.machine import caches
 from convwright.spec import ConvSpec
 from tests.convolutions import RESIDUAL, STEEPEST, Case, Random, compare, random_epilogue
 from tests.kernels import each_target
@@ -359,6 +360,40 @@ def test_every_cut_gives_the_same_result(target: Target, threads: int) -> None:
 
 
 @each_target
+@pytest.mark.parametrize("paired", [0, 1, 16])
+def test_products_of_many_output_vectors_are_held(target: Target, paired: int) -> None:
+    """All at once, or some in turn; in one strip or several, all by one thread or divided; with and without pairs."""
+    v = target.vector
+    form = winograd_forms.Form(F4, F4, (1, 1), (10, 11))  # 9 tiles
+    case = Case(
+        ConvSpec(5 * v - 3, 8 * v - 3, (3, 3), padding=1), 2, (10, 11), (RESIDUAL,), threads=2,
+        algorithm="winograd-4x4", numerics="default",
+    )  # fmt: skip
+    for number, (tiles, outs, strip, parts, turns) in enumerate(
+        [(3, 2, 9, 1, 4), (3, 2, 9, 2, 2), (2, 1, 5, 1, 8), (4, 1, 4, 2, 2), (9, 1, 9, 1, 4), (1, 2, 3, 2, 1)]
+    ):
+        made = lowering.Cut(form, tiles, outs, strip, -(-9 // strip), 1, parts, paired=paired, turns=turns)
+        with patch.object(lowering, "cut", lambda *_, made=made: made):
+            plan = check_planned(replace(case, at_end=number % 2 == 0), target)
+        assert plan.tiles(winograd) == [winograd.WinogradTile(F4, F4, tiles, outs, (RESIDUAL,), paired=paired > 0)]
+        assert step_of(plan).arguments["held"] == outs * turns
+
+
+@pytest.mark.parametrize(("size", "channels", "threads", "held"), [(28, 512, 1, 8), (28, 512, 2, 16), (28, 128, 1, 1)])
+def test_much_is_held_where_weights_are_many(size: int, channels: int, threads: int, held: int) -> None:
+    """A second-level cache of 1 MB; M of 49 or 25 tiles of 36 places is 113 or 58 KB an output vector."""
+    spec = ConvSpec(channels, channels, (3, 3), padding=1)
+    sizes = replace(caches(), l2=1 << 20, l3=32 << 20)
+    with patch.object(lowering, "caches", lambda: sizes):
+        problem = Problem(
+            spec, (size, size), 1, np.dtype(np.float32), target_named("avx512"), threads, algorithm="winograd-4x4"
+        )
+        made = lowering.cut_of(problem, winograd_forms.forms_of(problem)[0])  # type: ignore[arg-type]
+    assert made.turns == held
+    assert made.strips == (threads if held > 1 else made.strips)
+
+
+@each_target
 def test_small_caches_give_many_strips(target: Target) -> None:
     a_tile = 4 * PLACES * target.vector * 2
     case = Case(ConvSpec(target.vector + 1, 5, (3, 3), padding=1), 1, (14, 17))  # 4 x 5 tiles
@@ -386,7 +421,8 @@ def test_cuts_cover_the_output_and_fit_the_cache(target: Target) -> None:
         assert cut.parts <= threads
         blocks = -(-c // target.vector)
         transformed = 4 * winograd.scratch_floats(PLACES, cut.in_slices * cut.strip, blocks, 0, 0, target.vector)
-        assert transformed <= 2 * lowering.strip_bytes() + 4 * PLACES * target.vector or cut.strip == 1
+        room = (lowering._MOST_HELD if cut.turns > 1 else 2) * lowering.strip_bytes()
+        assert transformed <= room + 4 * PLACES * target.vector or cut.strip == 1
 
 
 @each_target

@@ -5,7 +5,8 @@ read more pixels, and the transforms have rows for each of the stride's phases (
 A work item takes a strip of output tiles through all three stages while everything stays in the second-level cache: it
 transforms their inputs (V = B^T d B), multiplies them, for each of the n_h n_w places of a tile, by the transformed
 weights (M = V U, a matrix product over the input channels), and transforms the products back (A^T M A), adding bias
-and epilogue. The products of ``outs`` output vectors are transformed as soon as they are complete.
+and epilogue. The products of ``held`` output vectors are computed place by place and then transformed: those of one
+register tile, or where V does not stay in the second-level cache those of more, so that V is read less often.
 
 A third axis, the depth of 3-D convolutions, joins the sum: M = V[depth + tap] U[tap], summed over taps and channels. A
 work item covers several output slices and transforms each input slice once. At stride 1 the tiles of a slice follow
@@ -18,7 +19,7 @@ the last bit. Where there is less than a tile, it reaches into zeros. The pixels
 apart: those of a dilated convolution are the pixels of one phase.
 
 Scratch of one thread, in floats: a tile halfway through a transform, as ``[n_h n_w][v]``; then V as ``[n_h n_w][channel
-blocks][input slices][strip][v]``; then M as ``[n_h n_w][outs][output slices][strip][v]``. Weights are packed ``[output
+blocks][input slices][strip][v]``; then M as ``[n_h n_w][held][output slices][strip][v]``. Weights are packed ``[output
 vector][n_h n_w][depth tap][channel][v]``.
 """
 
@@ -48,9 +49,10 @@ ARGUMENTS = Arguments(
     # output vector and place minus the sums of b1 b2, and what products are multiplied by
     "x u bias y residual scratch tiles slices taps channel_scales squares backs",
     # work: item -> (group of channels, part of its output vectors, image, chunk of slices, strip of tiles);
-    # vectors and part_turns: output vectors of a group, and how many times `outs` of them make a part
+    # vectors, part_vectors, held: output vectors of a group, of a part, and of those that M holds; each a number of
+    # times `outs`, but for a part's last
     # pair_blocks: twice so many blocks are summed in pairs, pair_piece times two of them before they are added to M
-    "parts part_turns vectors images chunks chunk_slices strips strip all_tiles out_slices in_slices "
+    "parts part_vectors held vectors images chunks chunk_slices strips strip all_tiles out_slices in_slices "
     "deep_taps blocks channels pair_blocks pair_piece "
     "x_image x_block x_slice x_row x_col u_out y_image y_block y_slice y_row y_col "
     "r_image r_block r_slice r_row r_col scratch_thread",
@@ -111,10 +113,10 @@ def places_of(high: Axis, wide: Axis) -> int:
     return multiplications_of(high) * multiplications_of(wide)
 
 
-def scratch_floats(places: int, inputs: int, blocks: int, outputs: int, outs: int, v: int, paired: bool = False) -> int:
+def scratch_floats(places: int, inputs: int, blocks: int, outputs: int, held: int, v: int, paired: bool = False) -> int:
     """Floats of scratch that one thread needs for an item of so many input and output tiles, all slices together."""
     behind = pairs.scratch_floats(places, inputs, v) if paired else 0
-    return places * v * (1 + inputs * blocks + outputs * outs) + behind
+    return places * v * (1 + inputs * blocks + outputs * held) + behind
 
 
 def emit(tile: WinogradTile, target: Target) -> ir.Module:
@@ -126,7 +128,7 @@ def emit(tile: WinogradTile, target: Target) -> ir.Module:
     in_tiles, out_tiles = a.in_slices * a.strip, a.chunk_slices * a.strip
     inputs = k.advance(room, places * k.v)
     products = k.advance(inputs, in_tiles * a.blocks * (places * k.v))
-    behind = k.advance(products, out_tiles * (places * tile.outs * k.v))
+    behind = k.advance(products, out_tiles * a.held * (places * k.v))
     with k.loop(k.begin, k.end) as item:
         rest, strip = item // a.strips, item % a.strips
         rest, chunk = rest // a.chunks, rest % a.chunks
@@ -140,15 +142,26 @@ def emit(tile: WinogradTile, target: Target) -> ir.Module:
         if scaling:
             with k.when(k.b.icmp_signed(">", a.deep_taps.value, k.int_value(1))):
                 pairs.sum_taps(k, a, scaling, places, in_tiles, out_tiles)
-        start = part * a.part_turns * tile.outs
-        stop = k.minimum(start + a.part_turns * tile.outs, a.vectors)
-        with k.loop(start, stop, tile.outs) as wanted:
-            out = group * a.vectors + k.smaller(wanted, a.vectors - tile.outs)
-            if scaling:
-                size = tile.tiles, tile.outs
-                pairs.multiply(k, a, scaling, places, size, inputs, products, out, in_tiles, out_tiles)
-            else:
-                _multiply(k, a, tile, inputs, products, k.advance(a.u, out * a.u_out), in_tiles, out_tiles)
+        start = part * a.part_vectors
+        stop = k.minimum(start + a.part_vectors, a.vectors)
+        u_place = a.deep_taps * a.channels * k.v
+        with k.loop(start, stop, a.held) as wanted:
+            out = group * a.vectors + k.smaller(wanted, a.vectors - a.held)
+            with k.loop(0, places) as place, k.loop(0, a.held, tile.outs) as number:
+                place = k.opaque_int(place)
+                last = k.b.icmp_signed("==", (number + tile.outs).value, a.held.value)
+                # From one register tile's weights to those of the next, which are fetched meanwhile.
+                ahead = k.choose(last, u_place - (a.held - tile.outs) * a.u_out, a.u_out * tile.outs)
+                m = k.advance(products, (place * a.held + number) * out_tiles * k.v)
+                if scaling:
+                    size = tile.tiles, tile.outs
+                    pairs.multiply(
+                        k, a, scaling, places, size, inputs, m, place, out + number, in_tiles, out_tiles, ahead
+                    )
+                else:
+                    u = k.advance(a.u, (out + number) * a.u_out + place * u_place)
+                    v_place = k.advance(inputs, place * a.blocks * in_tiles * k.v)
+                    _multiply(k, a, tile, v_place, m, u, in_tiles, out_tiles, ahead)
             y = k.advance(a.y, image * a.y_image + out * a.y_block + slice_at * a.y_slice)
             residual = k.advance(a.residual, image * a.r_image + out * a.r_block + slice_at * a.r_slice)
             bias = k.advance(a.bias, out * k.v)
@@ -202,55 +215,50 @@ def _transform_inputs(
 
 def _multiply(
     k: Kernel, a: Reader, tile: WinogradTile, inputs: ir.Value, products: ir.Value, weights: ir.Value,
-    in_tiles: Int, out_tiles: Int,
+    in_tiles: Int, out_tiles: Int, ahead: Int,
 ) -> None:  # fmt: skip
-    """M[place][out][tile] = sum of V[place][channel][tile + tap] U[out][place][tap][channel], place by place."""
+    """M[out][tile] = sum of V[channel][tile + tap] U[out][tap][channel], of one place."""
     turns = (out_tiles + (tile.tiles - 1)) // tile.tiles
-    u_place = a.deep_taps * a.channels * k.v
-    with k.loop(0, places_of(tile.high, tile.wide)) as place:
-        v_place = k.advance(inputs, place * a.blocks * in_tiles * k.v)
-        u = k.advance(weights, place * u_place)
-        m_place = k.advance(products, place * out_tiles * (tile.outs * k.v))
-        with k.loop(0, turns) as number:
-            start = k.minimum(number * tile.tiles, out_tiles - tile.tiles)
-            sums = [[k.variable(k.splat(0.0)) for _ in range(tile.outs)] for _ in range(tile.tiles)]
-            now = k.variable(u)
-            with k.loop(0, a.deep_taps) as tap:
-                v_tap = k.advance(v_place, k.load_int(a.taps, tap) + start * k.v)
-                with k.loop(0, a.blocks) as block:
-                    v_block = k.advance(v_tap, block * in_tiles * k.v)
-                    count = k.minimum(a.channels - block * k.v, k.v)
-                    whole = count // UNROLL * UNROLL
-                    with k.loop(0, whole, UNROLL) as lane:
-                        at = k.advance(v_block, k.opaque_int(lane))
-                        _step(k, a, tile, sums, now, at, UNROLL, u_place)
-                    with k.loop(whole, count) as lane:
-                        at = k.advance(v_block, k.opaque_int(lane))
-                        _step(k, a, tile, sums, now, at, 1, u_place)
-            for pixel, accumulators in enumerate(sums):
-                for out, accumulator in enumerate(accumulators):
-                    k.store(accumulator.get(), m_place, (out_tiles * out + start + pixel) * k.v)
+    with k.loop(0, turns) as number:
+        start = k.minimum(number * tile.tiles, out_tiles - tile.tiles)
+        sums = [[k.variable(k.splat(0.0)) for _ in range(tile.outs)] for _ in range(tile.tiles)]
+        now = k.variable(weights)
+        with k.loop(0, a.deep_taps) as tap:
+            v_tap = k.advance(inputs, k.load_int(a.taps, tap) + start * k.v)
+            with k.loop(0, a.blocks) as block:
+                v_block = k.advance(v_tap, block * in_tiles * k.v)
+                count = k.minimum(a.channels - block * k.v, k.v)
+                whole = count // UNROLL * UNROLL
+                with k.loop(0, whole, UNROLL) as lane:
+                    at = k.advance(v_block, k.opaque_int(lane))
+                    _step(k, a, tile, sums, now, at, UNROLL, ahead)
+                with k.loop(whole, count) as lane:
+                    at = k.advance(v_block, k.opaque_int(lane))
+                    _step(k, a, tile, sums, now, at, 1, ahead)
+        for pixel, accumulators in enumerate(sums):
+            for out, accumulator in enumerate(accumulators):
+                k.store(accumulator.get(), products, (out_tiles * out + start + pixel) * k.v)
 
 
 def _step(
-    k: Kernel, a: Reader, tile: WinogradTile, sums: Sums, weights: Variable, x: ir.Value, unroll: int, u_place: Int
+    k: Kernel, a: Reader, tile: WinogradTile, sums: Sums, weights: Variable, x: ir.Value, unroll: int, later: Int
 ) -> None:
-    """Add ``unroll`` channels to the sums; meanwhile the next place's weights come to the second-level cache."""
+    """Add ``unroll`` channels to the sums; meanwhile weights that are ``later`` come to the second-level cache."""
     now = weights.get()
     add_products(k, sums, weights, a.u_out, unroll, lambda pixel, ahead: k.load_scalar(x, pixel * k.v + ahead))
     if unroll == UNROLL:
         for out in range(tile.outs):
             for line in range(UNROLL):
-                k.prefetch(k.advance(now, a.u_out * out), u_place + line * k.v, locality=2)
+                k.prefetch(k.advance(now, a.u_out * out), later + line * k.v, locality=2)
 
 
 def _transform_back(
     k: Kernel, a: Reader, tile: WinogradTile, y: ir.Value, residual: ir.Value, bias: ir.Value, first: Int,
     room: ir.Value, products: ir.Value, out_tiles: Int, scaling: pairs.Scaling | None,
 ) -> None:  # fmt: skip
-    """The outputs of ``outs`` vectors of all tiles of the strip, in all slices that the item writes."""
+    """The outputs of ``held`` vectors of all tiles of the strip, in all slices that the item writes."""
     high, wide = filtering(*tile.high).at, filtering(*tile.wide).at
-    place_stride = out_tiles * (tile.outs * k.v)
+    place_stride = out_tiles * a.held * k.v
     with k.loop(0, a.chunk_slices) as number, k.loop(0, a.strip) as place:
         number, place = k.opaque_int(number), k.opaque_int(place)
         row_of = (first + place) * TILE_COLUMNS
@@ -259,7 +267,7 @@ def _transform_back(
         rows, cols = k.load_int(a.tiles, row_of + 3), k.load_int(a.tiles, row_of + 4)
         own = number * a.strip + place
         back = k.broadcast(k.load_scalar(scaling.backs, own)) if scaling else None
-        with k.loop(0, tile.outs) as out:
+        with k.loop(0, a.held) as out:
             out = k.opaque_int(out)
             m = k.advance(products, (out_tiles * out + own) * k.v)
             own_bias = k.load(bias, out * k.v)

@@ -176,45 +176,42 @@ def sum_taps(k: Kernel, a: Reader, s: Scaling, places: int, in_tiles: Int, out_t
 
 def multiply(
     k: Kernel, a: Reader, s: Scaling, places: int, size: tuple[int, int], inputs: ir.Value, products: ir.Value,
-    vector: Int, in_tiles: Int, out_tiles: Int,
+    place: Int, vector: Int, in_tiles: Int, out_tiles: Int, ahead: Int,
 ) -> None:  # fmt: skip
-    """M[place][out][tile] of the output vectors from ``vector`` on; ``size``: tiles and vectors of a register tile."""
+    """M[out][tile] of one place, of the output vectors from ``vector`` on; ``size``: tiles and vectors in registers."""
     many, outs = size
     turns = (out_tiles + (many - 1)) // many
     u_place, block_stride = a.deep_taps * a.channels * k.v, in_tiles * k.v
     pieces = (a.pair_blocks + (a.pair_piece - 1)) // a.pair_piece
-    with k.loop(0, places) as place:
-        place = k.opaque_int(place)
-        of_place = k.advance(a.u, vector * a.u_out + place * u_place)
-        v_place = k.advance(inputs, place * a.blocks * block_stride)
-        m_place = k.advance(products, place * out_tiles * (outs * k.v))
-        squares = k.advance(s.squares, place * in_tiles)
-        own = [(vector + out) * (places * k.v) + place * k.v for out in range(outs)]
-        with k.loop(0, turns) as turn:
-            start = k.minimum(turn * many, out_tiles - many)
-            with k.loop(0, pieces) as piece:
-                first = piece * a.pair_piece
-                stop = k.minimum(first + a.pair_piece, a.pair_blocks)
-                sums = [[k.variable(k.splat(0.0)) for _ in range(outs)] for _ in range(many)]
-                with k.loop(0, a.deep_taps) as tap:
-                    weights = k.variable(k.advance(of_place, (tap * a.channels + first * (2 * k.v)) * k.v))
-                    at_first = k.load_int(a.taps, tap) + start * k.v + first * (block_stride * 2)
-                    x = k.variable(k.advance(v_place, at_first))
-                    with k.loop(first, stop):
-                        with k.loop(0, k.v, UNROLL) if k.v > UNROLL else nullcontext(0) as lane:
-                            at = x.get() if isinstance(lane, int) else k.advance(x.get(), k.opaque_int(lane))
-                            _add_pairs(k, sums, weights, a.u_out, at, block_stride, u_place)
-                        x.set(k.advance(x.get(), block_stride * 2))
-                    with k.when(k.b.icmp_signed("==", k.int_value(stop), a.pair_blocks.value)):
-                        _add_rest(k, a, sums, weights, x, block_stride)
-                to = k.advance(m_place, start * k.v)
-                _store(k, a, sums, own, k.advance(squares, start), to, out_tiles * k.v, piece)
+    of_place = k.advance(a.u, vector * a.u_out + place * u_place)
+    v_place = k.advance(inputs, place * a.blocks * block_stride)
+    squares = k.advance(s.squares, place * in_tiles)
+    own = [(vector + out) * (places * k.v) + place * k.v for out in range(outs)]
+    with k.loop(0, turns) as turn:
+        start = k.minimum(turn * many, out_tiles - many)
+        with k.loop(0, pieces) as piece:
+            first = piece * a.pair_piece
+            stop = k.minimum(first + a.pair_piece, a.pair_blocks)
+            sums = [[k.variable(k.splat(0.0)) for _ in range(outs)] for _ in range(many)]
+            with k.loop(0, a.deep_taps) as tap:
+                weights = k.variable(k.advance(of_place, (tap * a.channels + first * (2 * k.v)) * k.v))
+                at_first = k.load_int(a.taps, tap) + start * k.v + first * (block_stride * 2)
+                x = k.variable(k.advance(v_place, at_first))
+                with k.loop(first, stop):
+                    with k.loop(0, k.v, UNROLL) if k.v > UNROLL else nullcontext(0) as lane:
+                        at = x.get() if isinstance(lane, int) else k.advance(x.get(), k.opaque_int(lane))
+                        _add_pairs(k, sums, weights, a.u_out, at, block_stride, ahead)
+                    x.set(k.advance(x.get(), block_stride * 2))
+                with k.when(k.b.icmp_signed("==", k.int_value(stop), a.pair_blocks.value)):
+                    _add_rest(k, a, sums, weights, x, block_stride)
+            to = k.advance(products, start * k.v)
+            _store(k, a, sums, own, k.advance(squares, start), to, out_tiles * k.v, piece)
 
 
 def _add_pairs(
-    k: Kernel, sums: Sums, weights: Variable, w_out: Integer, x: ir.Value, block_stride: Integer, u_place: Integer
+    k: Kernel, sums: Sums, weights: Variable, w_out: Integer, x: ir.Value, block_stride: Integer, later: Integer
 ) -> None:
-    """Add some lanes of the block at ``x`` and of the next; meanwhile the next place's weights are fetched.
+    """Add some lanes of the block at ``x`` and of the next; meanwhile weights that are ``later`` are fetched.
 
     Inputs are operands in memory of every instruction: to broadcast one into a register would take a pipe's cycle.
     """
@@ -240,7 +237,7 @@ def _add_pairs(
                         a1, a2 = (k.broadcast(k.load_scalar(at[out], first)) for at in (firsts, seconds))
                         one.set(k.fma(a2, v2[out], k.fma(a1, v1[out], one.get())))
         for out, which in itertools.product(range(outs), range(2 * group[0], 2 * group[-1] + 2)):
-            k.prefetch(k.advance(now, w_out * out), u_place + which * k.v, locality=2)
+            k.prefetch(k.advance(now, w_out * out), later + which * k.v, locality=2)
     weights.set(k.advance(now, 2 * lanes * k.v))
 
 

@@ -28,6 +28,7 @@ from convwright.runtime.machine import adds_beside_multiply_adds, caches, multip
 from convwright.runtime.memory import aligned_empty
 
 _MEMORY_BYTES_A_CYCLE = 5.5  # measured read bandwidth of one core at its clock
+_MEMORY_BYTES_OF_ALL = 8.0  # of all cores
 _CACHE_BYTES_A_CYCLE = 11.0  # read from the third level
 _INSTRUCTIONS_A_CYCLE = 2.4  # of transforms: loads, stores, arithmetic
 # What the estimate does not see, measured on 36 layers: strips that fill the second-level cache and leave no room for
@@ -38,6 +39,10 @@ _FULL, _SHARED, _FULL_PAIRED = 1.06, 1.06, 1.12
 # the weights of a turn over the output vectors pass through it took 7 to 18 % more on VGG16's first seven layers; a
 # strip for each thread did not.
 _SPILLED = 1.1
+# Inputs of more tiles than the second-level cache holds, so that weights come from memory less often: in so many times
+# `strip_bytes`, and products of as many output vectors as it holds, which read a place's inputs together. For layers
+# with weights as many times as large: smaller ones, of 128 channels, did not gain.
+_MOST_HELD = 8
 # Where each weight is read once, in one turn, memory delivers at an even pace: ResNet-50 took 0.985 of its time on one
 # thread (docs/notes/next.md). The estimate counts loads, which keep up where multiply-adds take twice as long.
 _ONCE = 0.75
@@ -54,6 +59,7 @@ class Cut:
     """How the work is divided: see ``kernels.winograd``. ``cycles``: estimated, on each of the threads.
 
     ``paired``: channels whose products are summed in pairs before they are added to M; 0 where none are.
+    ``turns``: times ``outs`` output vectors whose products M holds.
     """
 
     form: Form
@@ -65,6 +71,12 @@ class Cut:
     parts: int = 1
     cycles: float = 0.0
     paired: int = 0
+    turns: int = 1
+
+    @property
+    def held(self) -> int:
+        """Output vectors whose products M holds."""
+        return self.outs * self.turns
 
     @property
     def chunks(self) -> int:
@@ -135,11 +147,21 @@ def cut_of(p: Problem, form: Form) -> Cut:
             counts |= {fewest, -(-fewest * others // p.threads) * p.threads // others or 1}
         if piece:
             counts |= winograd_pairs.strips_of(all_tiles, fullest // chunk, p.target)
+        many_weights = 4 * form.places * reduction * vectors * v >= _MOST_HELD * strip_bytes()
+        if many_weights:
+            counts |= {strips for strips in (1, p.threads) if -(-all_tiles // strips) <= largest * _MOST_HELD}
         for strips in sorted(counts):
             strip = -(-all_tiles // min(strips, all_tiles))
             tiles, outs = _register_tile(chunk * strip, vectors, p.target, piece)
             for parts in {1, min(p.threads, -(-vectors // outs))}:
                 made = Cut(form, tiles, outs, strip, -(-all_tiles // strip), chunk, parts, paired=piece)
+                beyond = largest < strip and (strip <= fullest or chunk * strip > tiles)
+                if many_weights and beyond and (held := _held(made, vectors, v)) > 1:
+                    many = replace(made, turns=held)
+                    cycles = _estimate(p, many, blocks, vectors) * (_SHARED if parts > 1 else 1.0)
+                    found.append((cycles, replace(many, cycles=cycles)))
+                if strip > fullest:
+                    continue
                 cycles = _estimate(p, made, blocks, vectors)
                 full = _FULL_PAIRED if piece else _FULL
                 cycles *= (full if strip > largest else 1.0) * (_SHARED if parts > 1 else 1.0)
@@ -149,6 +171,7 @@ def cut_of(p: Problem, form: Form) -> Cut:
         if all_tiles > most_tiles(1, p.target, piece):
             continue
         once = Cut(form, all_tiles, 1, all_tiles, 1, paired=piece)
+        once = replace(once, turns=_held(once, vectors, v))
         cycles = _ONCE * _estimate(p, once, blocks, vectors)
         found.append((cycles, replace(once, cycles=cycles)))
     return min(found, key=lambda one: one[0])[1]
@@ -164,6 +187,14 @@ def pooled(c: Cut) -> Cut | None:
     form = replace(form, out_size=(high // 2 * 2, wide // 2 * 2))
     strip = min(c.strip, form.tiles)
     return replace(c, form=form, tiles=min(c.tiles, strip), strip=strip, strips=-(-form.tiles // strip))
+
+
+def _held(c: Cut, vectors: int, v: int) -> int:
+    """How many times `outs` vectors' products M may hold in the second-level cache: a divisor of those of each part."""
+    turns = -(-vectors // (c.outs * c.parts))
+    room = 2 * strip_bytes() // (4 * c.form.places * c.outs * c.chunk * c.strip * v)
+    even = turns * c.parts * c.outs == vectors
+    return max((held for held in range(1, turns + 1) if turns % held == 0 and held <= room), default=1) if even else 1
 
 
 def _reads_weights_once(p: Problem, form: Form, blocks: int) -> bool:
@@ -221,10 +252,16 @@ def _estimate(p: Problem, c: Cut, blocks: int, vectors: int) -> float:
         in_cycles *= winograd_pairs.INPUTS
     item = products + c.in_slices * c.strip * blocks * in_cycles + outputs * vectors / c.parts * out_cycles
     share = -(-c.strips * c.chunks * p.batch * spec.groups * c.parts // p.threads)
-    # The weights come from memory once for all threads that read them at the same time, else from the third level.
+    # The weights come from memory once for all threads that read them at the same time, then from the third level where
+    # it holds them.
     weight_bytes = 4 * form.places * reduction * vectors * p.target.vector
-    memory = weight_bytes * spec.groups / p.threads / _MEMORY_BYTES_A_CYCLE
-    memory = max(memory, share * weight_bytes / c.parts / _CACHE_BYTES_A_CYCLE)
+    of_all = min(p.threads * _MEMORY_BYTES_A_CYCLE, _MEMORY_BYTES_OF_ALL)
+    memory = max(weight_bytes * spec.groups / of_all, share * weight_bytes / c.parts / _CACHE_BYTES_A_CYCLE)
+    if weight_bytes > caches().l3 // 2:
+        memory = max(memory, share * weight_bytes * (p.threads / c.parts if c.parts > 1 else 1) / of_all)
+    if c.turns > 1:  # inputs and products do not stay in the second-level cache
+        moved = blocks * c.in_slices * c.strip * -(-vectors // (c.parts * c.held)) + 2 * outputs * vectors / c.parts
+        memory += share * 4 * form.places * p.target.vector * moved / _CACHE_BYTES_A_CYCLE
     slowness = 2.0 / multiply_adds_a_cycle(p.target)  # against what `step_cycles`, and other algorithms, count on
     compute = share * item * slowness
     return (max(compute, memory) + 0.3 * min(compute, memory)) / slowness  # they overlap, not wholly
@@ -252,7 +289,7 @@ def scratch_floats(p: Problem, c: Cut) -> int:
     v = p.target.vector
     blocks = blocks_of(p.spec.in_channels // p.spec.groups, v)
     inputs, outputs = c.in_slices * c.strip, c.chunk * c.strip
-    return winograd.scratch_floats(c.form.places, inputs, blocks, outputs, c.outs, v, c.paired > 0)
+    return winograd.scratch_floats(c.form.places, inputs, blocks, outputs, c.held, v, c.paired > 0)
 
 
 def _workspace(p: Problem) -> int:
@@ -396,7 +433,8 @@ def add_step(
         "tiles": b.static(_tiles(form, x_strides[1:], y_strides[1:], r_strides[1:])),
         "slices": b.static(np.array(slices, np.int64) * x_strides[0]),
         "taps": b.static(np.array(taps, np.int64) * (c.strip * v)),
-        "parts": c.parts, "part_turns": -(-turns // c.parts), "vectors": vectors, "images": p.batch,
+        "parts": c.parts, "part_vectors": -(-turns // c.parts) * c.outs, "held": c.held, "vectors": vectors,
+        "images": p.batch,
         "chunks": c.chunks, "chunk_slices": c.chunk, "strips": c.strips, "strip": c.strip, "all_tiles": form.tiles,
         "out_slices": form.out_slices, "in_slices": len(slices), "deep_taps": form.deep_taps, "blocks": blocks,
         "channels": own, "pair_blocks": own // (2 * v), "pair_piece": winograd_pairs.blocks_of_piece(c.paired, own, v),
