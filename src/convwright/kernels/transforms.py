@@ -11,6 +11,7 @@ from functools import lru_cache
 from llvmlite import ir
 
 from convwright.codegen.lang import Integer, Kernel
+from convwright.codegen.target import Target
 from convwright.kernels.cook_toom import Matrix
 
 
@@ -20,8 +21,8 @@ def both_ways(
 ) -> None:  # fmt: skip
     """high d wide^T of d = load(row, col), stored row by row: columns first, then rows.
 
-    Where the vectors of d are about as many as registers, both ways are written out. Else one column or row is
-    in registers at a time, and what comes between them in ``room``. ``store`` is called for ``together`` rows in turn,
+    Where the vectors of d are `in_registers`, both ways are written out. Else one column or row is there
+    at a time, and what comes between them in ``room``. ``store`` is called for ``together`` rows in turn,
     so that it may keep one for the next.
     """
     rows, cols, between = len(high[0]), len(wide[0]), len(high)
@@ -30,7 +31,7 @@ def both_ways(
     elif cols == 1:
         for row, vector in enumerate(combine(k, high, [load(row, 0) for row in range(rows)])):
             store(row, [vector])
-    elif rows * cols <= k.target.registers * 5 // 4:
+    elif in_registers(rows, cols, k.target):
         columns = [combine(k, high, [load(row, col) for row in range(rows)]) for col in range(cols)]
         for row in range(between):
             store(row, combine(k, wide, [column[row] for column in columns]))
@@ -45,6 +46,11 @@ def both_ways(
             for now in (number + ahead for ahead in range(together)):
                 at = k.advance(room, now * (cols * k.v))
                 store(now, combine(k, wide, [k.load(at, col * k.v) for col in range(cols)]))
+
+
+def in_registers(rows: int, cols: int, target: Target) -> bool:
+    """Whether the vectors of a transform of two ways stay in registers between the two: few are spilled."""
+    return min(rows, cols) == 1 or rows * cols <= target.registers * 5 // 4
 
 
 def combine(k: Kernel, matrix: Matrix, vectors: Sequence[ir.Value]) -> list[ir.Value]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,23 +13,23 @@ import numpy as np
 from convwright.codegen.target import Target
 from convwright.kernels import winograd
 from convwright.kernels.cook_toom import filtering
-from convwright.kernels.transforms import operations
+from convwright.kernels.transforms import in_registers, operations
 from convwright.kernels.winograd import Axis, notation
 from convwright.model.builder import Builder
 from convwright.model.choices import choice
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
-from convwright.model.lower import channels, direct, volumes, winograd_pairs
-from convwright.model.lower.winograd_forms import Form, forms_of, rows_of_phases
+from convwright.model.lower import channels, volumes, winograd_forms, winograd_pairs
+from convwright.model.lower.winograd_forms import Form, forms_of, rows_of_phases, sums_of
 from convwright.model.packing import Rows
 from convwright.model.problem import Algorithm, Problem
 from convwright.model.tiles import most_pixels, step_cycles
 from convwright.model.values import Buffer, Halo, Ref, Value, blocks_of
-from convwright.runtime.machine import adds_beside_multiply_adds, caches, multiply_adds_a_cycle
+from convwright.runtime.machine import caches, multiply_adds_a_cycle
 from convwright.runtime.memory import aligned_empty
 
-_MEMORY_BYTES_A_CYCLE = 5.5  # measured read bandwidth of one core at its clock
-_MEMORY_BYTES_OF_ALL = 8.0  # of all cores
+_MEMORY_BYTES_A_CYCLE = 6.8  # weights read by one core; measured in layers of 14 x 14, as is the next
+_MEMORY_BYTES_OF_ALL = 8.0  # by all cores
 _CACHE_BYTES_A_CYCLE = 11.0  # read from the third level
 _INSTRUCTIONS_A_CYCLE = 2.4  # of transforms: loads, stores, arithmetic
 # What the estimate does not see, measured on 36 layers: strips that fill the second-level cache and leave no room for
@@ -51,7 +52,10 @@ _MOST_ONCE = 1.5  # times `strip_bytes`: transformed inputs that each thread hol
 # inside networks, of the estimate: 3 to 64 channels of 224 x 224 1.6 to 2.5 times on two threads, 7 x 7 at stride 2 1.4
 # to 1.8 times on two and 1.0 to 1.3 on one.
 _FEW_CHANNELS_ALONE, _FEW_CHANNELS = 1.15, 1.6
-WORTH = 0.85  # the estimated time, as a part of direct summation's, below which the larger weights are worth it
+# What a byte of transformed weights must save, in cycles of one core, as a model holds them beside the constants; and
+# each of those that are beyond four times the constants, as many as F(4 x 4, 3 x 3) has. Inception v3 takes 32 MB less.
+_PRICE, _PRICE_BEYOND = 0.022, 0.13
+WORTH = 0.8  # the estimated time, as a part of direct summation's, below which the larger weights are worth it
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +124,10 @@ def strip_bytes() -> int:
 @choice
 @lru_cache(maxsize=4096)
 def cut(p: Problem) -> Cut:
-    """The form and the division of the work with the least estimated time."""
+    """The form and the division of the work with the least estimated time, the price of its weights included."""
     forms = forms_of(p)
     assert not isinstance(forms, str)
-    return min((cut_of(p, form) for form in forms), key=lambda found: found.cycles)
+    return min((cut_of(p, form) for form in forms), key=lambda found: found.cycles + _price(p, found.form))
 
 
 def cut_of(p: Problem, form: Form) -> Cut:
@@ -131,8 +135,8 @@ def cut_of(p: Problem, form: Form) -> Cut:
     v, spec = p.target.vector, p.spec
     blocks, vectors = (blocks_of(number // spec.groups, v) for number in (spec.in_channels, spec.out_channels))
     found, all_tiles, reduction = [], form.tiles, spec.in_channels // spec.groups * form.deep_taps
-    paired = winograd_pairs.pieces_of(form, p) if adds_beside_multiply_adds(p.target) else []
-    for chunk, piece in itertools.product({-(-form.out_slices // pieces) for pieces in (1, 2, 4)}, [0, *paired]):
+    sums = sums_of(form, p)
+    for chunk, piece in itertools.product({-(-form.out_slices // pieces) for pieces in (1, 2, 4)}, sums):
         in_slices = len(form.slices(chunk)[0])
         tile_bytes = 4 * form.places * v * blocks * in_slices
         largest, fullest = (max(1, room // tile_bytes) for room in (strip_bytes(), 2 * strip_bytes()))
@@ -167,10 +171,8 @@ def cut_of(p: Problem, form: Form) -> Cut:
                 cycles *= (full if strip > largest else 1.0) * (_SHARED if parts > 1 else 1.0)
                 spilled = strip > snug and (strip > largest or made.strips * others > p.threads)
                 found.append((cycles * (_SPILLED if spilled else 1.0), replace(made, cycles=cycles)))
-    for piece in [0, *paired] if _reads_weights_once(p, form, blocks) else []:
-        if all_tiles > most_tiles(1, p.target, piece):
-            continue
-        once = Cut(form, all_tiles, 1, all_tiles, 1, paired=piece)
+    if 0 in sums and _reads_weights_once(p, form, blocks):
+        once = Cut(form, all_tiles, 1, all_tiles, 1)
         once = replace(once, turns=_held(once, vectors, v))
         cycles = _ONCE * _estimate(p, once, blocks, vectors)
         found.append((cycles, replace(once, cycles=cycles)))
@@ -229,15 +231,30 @@ def _register_tile(count: int, vectors: int, target: Target, paired: int = 0) ->
 
 
 @lru_cache(maxsize=256)
-def _transform_cycles(high: Axis, wide: Axis) -> tuple[float, float]:
+def _transform_cycles(high: Axis, wide: Axis, target: Target) -> tuple[float, float]:
     """Of one vector of a tile: inputs, and outputs."""
     found = []
     for name in ("bt", "at"):
         first, second = (getattr(filtering(*axis), name) for axis in (high, wide))
         rows, cols, after = len(first[0]), len(second[0]), len(first)
         instructions = cols * operations(first) + after * operations(second) + rows * cols + after * len(second)
+        if not in_registers(rows, cols, target):
+            instructions += 2 * after * cols
         found.append(instructions / _INSTRUCTIONS_A_CYCLE)
     return found[0], found[1]
+
+
+def _weight_bytes(p: Problem, form: Form) -> int:
+    """Transformed weights of all groups."""
+    v, groups = p.target.vector, p.spec.groups
+    return 4 * form.weights * p.spec.in_channels * blocks_of(p.spec.out_channels // groups, v) * v
+
+
+def _price(p: Problem, form: Form) -> float:
+    """Cycles of each thread that the memory for transformed weights is worth: as many in all, however many threads."""
+    nbytes, constant = _weight_bytes(p, form), 4 * math.prod(p.spec.weight_shape)
+    beyond = max(0, nbytes - 4 * constant)
+    return (_PRICE * (nbytes - beyond) + _PRICE_BEYOND * beyond) / p.threads
 
 
 def _estimate(p: Problem, c: Cut, blocks: int, vectors: int) -> float:
@@ -246,8 +263,8 @@ def _estimate(p: Problem, c: Cut, blocks: int, vectors: int) -> float:
     outputs, turns = c.chunk * c.strip, -(-vectors // c.outs)
     products = form.places * -(-outputs // c.tiles) * turns / c.parts
     sums = -(-reduction // (c.paired * form.deep_taps)) if c.paired else 1
-    products *= reduction * _step_cycles(c.tiles, c.outs, c.paired) + 2 * sums * c.tiles * c.outs
-    in_cycles, out_cycles = _transform_cycles(form.high, form.wide)
+    products *= reduction * _step_cycles(c.tiles, c.outs, c.paired) + (1 + sums) * c.tiles * c.outs
+    in_cycles, out_cycles = _transform_cycles(form.high, form.wide, p.target)
     if c.paired:
         in_cycles *= winograd_pairs.INPUTS
     item = products + c.in_slices * c.strip * blocks * in_cycles + outputs * vectors / c.parts * out_cycles
@@ -264,14 +281,15 @@ def _estimate(p: Problem, c: Cut, blocks: int, vectors: int) -> float:
         memory += share * 4 * form.places * p.target.vector * moved / _CACHE_BYTES_A_CYCLE
     slowness = 2.0 / multiply_adds_a_cycle(p.target)  # against what `step_cycles`, and other algorithms, count on
     compute = share * item * slowness
-    return (max(compute, memory) + 0.3 * min(compute, memory)) / slowness  # they overlap, not wholly
+    return (max(compute, memory) + 0.1 * min(compute, memory)) / slowness  # they overlap, not wholly
 
 
 # -- the algorithm's rows ----------------------------------------------------------------------------------------------
 
 
 def _cycles(p: Problem) -> float:
-    cycles = cut(p).cycles / WORTH
+    found = cut(p)
+    cycles = found.cycles / WORTH + _price(p, found.form)
     if 2 * p.spec.in_channels // p.spec.groups < p.target.vector:
         cycles *= _FEW_CHANNELS if p.threads > 1 else _FEW_CHANNELS_ALONE
     return cycles
@@ -297,10 +315,7 @@ def _workspace(p: Problem) -> int:
 
 
 def error_bound(p: Problem, c: Cut) -> float:
-    """`Filtering.growth` of both axes times the bound of a direct sum."""
-    if c.paired:
-        return winograd_pairs.error_bound(c.form, p, c.paired)
-    return c.form.growth * direct.error_of_sum(p)
+    return winograd_forms.error_bound(c.form, p, c.paired)
 
 
 def _error_bound(p: Problem) -> float:

@@ -1,5 +1,5 @@
 """The forms of Winograd's algorithm that a convolution may take: which axes are transformed, with how many outputs a
-tile, and which joins the sum."""
+tile, and which joins the sum; and the errors of each."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from convwright.kernels.cook_toom import POINTS, filtering
 from convwright.kernels.winograd import Axis, notation, places_of, stride_of
 from convwright.model.lower import direct
 from convwright.model.problem import Problem
+from convwright.runtime.machine import adds_beside_multiply_adds
 from convwright.spec import ConvSpec
 
 ERROR = 1.2e-5
 """The largest `error_bound` of what is chosen without being named. Errors measured are 0.2 to 0.6 of the bound
 (bench/winograd_points.py), so that they stay below the 1e-5 of the largest output that numerics="default" allows."""
 
+# Channels whose products may be summed in pairs before they are added to M (`kernels.winograd_pairs`).
+_PIECES = (256, 128, 64, 32)
+_PAIRED = 1.15  # of the bound of errors: measured 0.9 to 1.1 times, where both factors are of one size
+
 # m of both axes to choose from. Strided, errors grow less: 5 x 5 and 4 x 7 are often allowed, and 7 divides sizes of
 # common networks.
-_SQUARES = tuple((m, m) for m in (2, 3, 4, 6))
+_PLAIN = (*((m, m) for m in (2, 3, 4, 5, 6)), (3, 4), (4, 6), (6, 4))
 _STRIDED = ((2, 2), (3, 3), (4, 4), (5, 5), (7, 7), (4, 7), (7, 4))
 _LARGEST = max(POINTS) + 1  # m + r - 1
 
@@ -55,6 +60,11 @@ class Form:
     @property
     def places(self) -> int:
         return places_of(self.high, self.wide)
+
+    @property
+    def weights(self) -> int:
+        """Transformed weights from an input channel to an output channel: as many as a tile has multiplications."""
+        return self.places * self.deep_taps
 
     @property
     def tiles(self) -> int:
@@ -116,6 +126,33 @@ def rows_of_phases(out: int, phases: int) -> list[int]:
     return [-(-(out - phase) // phases) for phase in range(min(phases, out))]
 
 
+def error_bound(form: Form, p: Problem, piece: int) -> float:
+    """Of the largest output, for random inputs and weights: `Form.growth` times the bound of a direct sum.
+
+    - ``piece``: channels whose products are summed in pairs before they are added to M; 0 for all, one by one. A sum in
+      pieces rounds like one of as many terms as a piece has and there are pieces.
+    """
+    if not piece:
+        return form.growth * direct.error_of_sum(p)
+    channels = p.spec.in_channels // p.spec.groups
+    terms = form.high[1] * form.wide[1] * (form.deep_taps * piece + channels / piece - 1)
+    return _PAIRED * form.growth * 16 * 2.0**-24 * max(1.0, terms / 256) ** 0.5
+
+
+def sums_of(form: Form, p: Problem) -> list[int]:
+    """How products may be summed with errors as small as is allowed, as ``piece`` of `error_bound`: one by one, and in
+    pairs in the largest pieces; none, or for a form that is named those of the smallest errors.
+
+    There are no pairs where less than two blocks of channels could be paired.
+    """
+    channels = p.spec.in_channels // p.spec.groups
+    paired = channels >= 2 * p.target.vector and adds_beside_multiply_adds(p.target)
+    pieces = [piece for piece in (channels, *_PIECES) if piece <= channels] if paired else []
+    found = [0] if error_bound(form, p, 0) <= max(ERROR, direct.error_of_sum(p)) else []
+    found += [piece for piece in pieces if error_bound(form, p, piece) <= ERROR][:1]
+    return [0, *pieces[-1:]] if not found and p.algorithm.startswith("winograd-") else found
+
+
 @lru_cache(maxsize=4096)
 def forms_of(p: Problem) -> tuple[Form, ...] | str:
     """The forms that a problem may take: those named, or those whose errors stay small; a sentence if there is none."""
@@ -131,11 +168,16 @@ def forms_of(p: Problem) -> tuple[Form, ...] | str:
             return f"the output {p.out_size}, or one of its phases, is smaller than a tile of {option}"
         form = _form(axes, named, spec)
         return (form,) if isinstance(form, Form) else form
-    found: dict[Form, None] = {}
-    for high, wide in _SQUARES if max(spec.stride) == 1 else _STRIDED:
+    able: dict[Form, None] = {}
+    for high, wide in _PLAIN if max(spec.stride) == 1 else _STRIDED:
         form = _form(axes, (min(high, most[0]), min(wide, most[1])), spec)
-        if isinstance(form, Form) and form.growth * direct.error_of_sum(p) <= max(ERROR, direct.error_of_sum(p)):
-            found[form] = None
+        if isinstance(form, Form) and sums_of(form, p):
+            able[form] = None
+    # More weights are worth it for fewer multiplications alone.
+    found: list[Form] = []
+    for form in sorted(able, key=lambda form: form.weights):
+        if all(form.tiles * form.weights < other.tiles * other.weights for other in found):
+            found.append(form)
     shape = f"kernel {spec.kernel} with stride {spec.stride}, dilation {spec.dilation} and output {p.out_size}"
     return tuple(found) or f"{shape}: no tile saves multiplications within the error allowed"
 

@@ -1,5 +1,5 @@
-"""Winograd convolutions whose products are summed in pairs (`kernels.winograd_pairs`): where, in what pieces, with what
-errors and at what cost; and their weights."""
+"""Winograd convolutions whose products are summed in pairs (`kernels.winograd_pairs`): how they are divided and at
+what cost; and their weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 from convwright.codegen.target import Target
 from convwright.kernels import winograd_pairs
 from convwright.kernels.cook_toom import filtering
-from convwright.model.lower.winograd_forms import ERROR, Form
+from convwright.model.lower.winograd_forms import Form
 from convwright.model.packing import Rows
-from convwright.model.problem import Problem
 from convwright.model.values import blocks_of
 from convwright.runtime.memory import aligned_empty
 
@@ -22,8 +21,6 @@ _PRODUCT = {1: 0.365, 2: 0.38}
 _TALLEST = 16  # tiles by one vector: 14 are quicker than 20 to 25
 _STREAM_CYCLES = 0.3
 INPUTS = 1.45  # times the cycles of the transform of inputs: their largest, and the sums of a1 a2
-_PIECES = (256, 128, 64)  # channels that may be summed before they are added to M
-_GROWTH = 1.15  # of the bound of errors: measured 0.9 to 1.1 times, where both factors are of one size
 _MOST_POWER = 60  # of two that weights of an output and place are multiplied by
 # The root mean square of inputs after scaling, for random positive ones.
 _TYPICAL = 0.25 * winograd_pairs.LARGEST
@@ -51,30 +48,10 @@ def strips_of(tiles: int, most: int, target: Target) -> set[int]:
     return found
 
 
-def pieces_of(form: Form, p: Problem) -> list[int]:
-    """How many channels may be summed before they are added to M: the most that keep errors as small as is allowed.
-
-    None where less than two blocks of channels could be paired.
-    """
-    channels, v = p.spec.in_channels // p.spec.groups, p.target.vector
-    if channels < 2 * v:
-        return []
-    named = p.algorithm.startswith("winograd-")
-    able = [piece for piece in (channels, *_PIECES) if piece <= channels]
-    return [piece for piece in able if named or error_bound(form, p, piece) <= ERROR][:1]
-
-
 def blocks_of_piece(piece: int, channels: int, v: int) -> int:
     """Pairs of blocks of a piece of so many channels, where pieces are even; at least one."""
     pairs = channels // (2 * v)
     return -(-pairs // -(-channels // piece)) if piece and pairs else 1
-
-
-def error_bound(form: Form, p: Problem, piece: int) -> float:
-    """Of the largest output: a sum in pieces rounds like one of as many terms as a piece has and there are pieces."""
-    channels = p.spec.in_channels // p.spec.groups
-    terms = form.high[1] * form.wide[1] * (form.deep_taps * piece + channels / piece - 1)
-    return _GROWTH * form.growth * 16 * 2.0**-24 * max(1.0, terms / 256) ** 0.5
 
 
 def multiplications(channels: int, v: int) -> int:
