@@ -148,7 +148,6 @@ def emit(tile: WinogradTile, target: Target) -> ir.Module:
         with k.loop(start, stop, a.held) as wanted:
             out = group * a.vectors + k.smaller(wanted, a.vectors - a.held)
             with k.loop(0, places) as place, k.loop(0, a.held, tile.outs) as number:
-                place = k.opaque_int(place)
                 last = k.b.icmp_signed("==", (number + tile.outs).value, a.held.value)
                 # From one register tile's weights to those of the next, which are fetched meanwhile.
                 ahead = k.choose(last, u_place - (a.held - tile.outs) * a.u_out, a.u_out * tile.outs)

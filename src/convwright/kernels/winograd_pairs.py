@@ -180,6 +180,7 @@ def multiply(
 ) -> None:  # fmt: skip
     """M[out][tile] of one place, of the output vectors from ``vector`` on; ``size``: tiles and vectors in registers."""
     many, outs = size
+    place = k.opaque_int(place)
     turns = (out_tiles + (many - 1)) // many
     u_place, block_stride = a.deep_taps * a.channels * k.v, in_tiles * k.v
     pieces = (a.pair_blocks + (a.pair_piece - 1)) // a.pair_piece
