@@ -11,16 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from convwright.codegen.target import Target, host_target
-from convwright.graph import Node
-from convwright.kernels import dense, fixed
-from convwright.kernels import narrow as narrow_kernels
+from convwright.kernels import fixed
 from convwright.large_arrays import large_empty
 from convwright.model import narrow
-from convwright.model.lower import dense as lowering
 from convwright.model.weights import Weights
-from tests.guard import guarded, guarded_bytes, guarded_empty
-from tests.kernels import call, each_target
-from tests.plans import graph_of, planned
+from tests.kernels import each_target
 from tests.test_dense import alike, at_the_edges, huge, normal, pruned, sizes, zeros
 
 Array = NDArray[np.float32]
@@ -31,12 +26,6 @@ KINDS: list[Callable[..., Any]] = [normal, pruned, alike, at_the_edges, zeros]
 def however_far(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights are rounded, whatever that changes."""
     monkeypatch.setattr(narrow, "MOST_ROUNDED", 1.0)
-
-
-@pytest.fixture
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small layers, too, and on every target."""
-    monkeypatch.setattr(lowering, "_limited_by_memory", lambda b, nbytes, images: images <= dense.MOST_IMAGES)
 
 
 def surveyed(matrix: Array, target: Target, threads: int = 1) -> narrow.Survey:
@@ -103,81 +92,6 @@ def test_what_would_change_too_much_is_kept_without_loss(target: Target) -> None
         np.testing.assert_array_equal(found.view(np.uint32), matrix.view(np.uint32))
 
 
-@each_target
-@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-def test_what_is_not_finite_is_not_packed(target: Target, bad: float) -> None:
-    for row, channel in ((0, 0), (target.vector, 32), (3, 31)):
-        matrix = normal(np.random.default_rng(0), (target.vector + 1, 33))
-        matrix[row, channel] = bad
-        assert not surveyed(matrix, target).possible
-
-
-@each_target
-@pytest.mark.parametrize("at_end", [True, False])
-def test_packing_touches_nothing_else(target: Target, at_end: bool) -> None:
-    rng = np.random.default_rng(3)
-    for shape in sizes(target.vector):
-        parts, matrix = narrow.Parts(*shape, target.vector, "fixed"), normal(rng, shape)
-        memory: dict[str, NDArray[Any]] = {
-            "weights": guarded(matrix, at_end=at_end),
-            "words": guarded_empty(parts.vectors * parts.words, at_end=at_end),
-            "bases": guarded_empty(parts.vectors * parts.v, at_end=at_end),
-            "squares": guarded_empty(parts.vectors * parts.v, at_end=at_end),
-            "counts": guarded_bytes(8 * parts.vectors, at_end=at_end),
-            "rare": guarded_bytes(0, at_end=at_end),
-            "scratch": guarded_empty(2 * parts.words, at_end=at_end),
-        }
-        values = {name: array.ctypes.data for name, array in memory.items()}
-        values |= {"rows": shape[0], "channels": shape[1], "blocks": parts.blocks, "room": 0, "stride": parts.words}
-
-        def run(what: str, values: dict[str, int] = values, parts: narrow.Parts = parts) -> None:
-            tile = narrow_kernels.Narrow(what, "fixed")
-            call(tile, narrow_kernels.emit, narrow_kernels.ARGUMENTS, values, parts.vectors, target, 2)
-
-        run("survey")
-        last = np.minimum(np.arange(parts.vectors * parts.v), shape[0] - 1)
-        np.testing.assert_array_equal(memory["bases"], np.abs(matrix).max(1)[last])
-        np.testing.assert_allclose(memory["squares"], (matrix.astype(float) ** 2).sum(1)[last], rtol=1e-5)
-        memory["bases"][:] = np.ldexp(1.0, np.frexp(memory["bases"])[1] - 31)
-        run("pack")
-        run("unpack")
-        assert is_rounded(memory["weights"], matrix)
-
-
-@each_target
-def test_weights_are_packed_where_they_lie(target: Target) -> None:
-    rng = np.random.default_rng(9)
-    v = target.vector
-    for threads, shape in enumerate([(1, 64), (v, 57), (3 * v + 1, 100), (5 * v - 1, 1001), (40 * v, 64)]):
-        matrix = normal(rng, shape)
-        survey = surveyed(matrix, target, threads % 3 + 1)
-        room = 4 * -(-shape[0] // v) * v * shape[1] + 1024
-        memory = guarded_bytes(room, at_end=bool(threads % 2))
-        memory[: matrix.nbytes] = matrix.reshape(-1).view(np.uint8)
-        assert survey.fits_in_place(room)
-        np.testing.assert_array_equal(survey.pack_in_place(memory), survey.pack(matrix))
-
-
-@each_target
-@pytest.mark.parametrize("batch", [1, 2, 3, 8])
-@pytest.mark.usefixtures("always")
-def test_fully_connected(target: Target, batch: int) -> None:
-    rng = np.random.default_rng(batch)
-    for number, (outputs, channels) in enumerate(sizes(target.vector)):
-        x, w, bias = normal(rng, (batch, channels)), normal(rng, (outputs, channels)), normal(rng, (1, outputs))[0]
-        nodes = [Node("Gemm", ["x", "w", "b"], ["y"], {"transB": 1})]
-        graph = graph_of(nodes, {"x": x}, ["y"], {"w": w, "b": bias})
-        plan = planned(graph, target, 1 + number % 3, numerics="default")
-        (tile,) = plan.tiles(dense)
-        assert tile.coding == "fixed"
-        survey = surveyed(w, target)
-        weights = narrow.unpack(survey.pack(w), survey.parts, target, 1)
-        expected = x.astype(float) @ weights.T.astype(float) + bias
-        bound = (channels + 8) * 2.0**-24 * (np.abs(x.astype(float)) @ np.abs(w.T.astype(float)) + np.abs(bias))
-        y = plan.run({"x": x}, at_end=bool(number % 2))["y"]
-        assert (np.abs(y - expected) <= bound).all(), (x.shape, w.shape)
-
-
 @pytest.mark.parametrize("alone", [True, False])
 def test_other_formats_are_made_of_the_weights_that_layers_compute_with(alone: bool) -> None:
     """Whether the memory of the constant was used again or not; the caller's own array stays as it is."""
@@ -190,7 +104,7 @@ def test_other_formats_are_made_of_the_weights_that_layers_compute_with(alone: b
     if alone:
         del constant
     weights.consuming = True
-    narrowed = weights.narrow("w", target, 2, exact=False)
+    narrowed = weights.narrowed("w", target, 2, exact=False)
     weights.consuming = False
     assert narrowed is not None
     parts, packed = narrowed
@@ -203,4 +117,4 @@ def test_other_formats_are_made_of_the_weights_that_layers_compute_with(alone: b
     assert is_rounded(found, w)
     plain = Weights({"w": found}, target.vector).get("w", "direct", (*shape, 1, 1))
     np.testing.assert_array_equal(weights.get("w", "direct", (*shape, 1, 1)), plain)
-    assert weights.narrow("w", target, 1, exact=False) is narrowed
+    assert weights.narrowed("w", target, 1, exact=False) is narrowed

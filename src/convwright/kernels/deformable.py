@@ -30,7 +30,7 @@ from llvmlite import ir
 
 from convwright.codegen.lang import I32, I64, Int, Integer, Kernel
 from convwright.codegen.target import Target
-from convwright.kernels import paired
+from convwright.kernels import paired, paired_inputs
 from convwright.kernels.arguments import Arguments, Reader
 from convwright.kernels.direct import TABLE_COLUMNS, DirectTile, Masks, store_tile, sum_tile
 
@@ -263,9 +263,8 @@ def _multiply_in_pairs(k: Kernel, a: Reader, tile: DeformableTile, columns: ir.V
     """As ``_multiply``, of one group whose channels fill vectors."""
     own = paired.PairedTile(tile.product.cols, tile.product.outs)
     blocks = a.channels // k.v * (a.taps_high * a.taps_wide)
-    pair: Any = SimpleNamespace(
-        places=a.places, channel_scales=a.channel_scales, blocks=blocks, w=a.w, w_out=a.w_out, squares=a.squares
-    )
+    inputs = paired_inputs.Inputs(a.places, a.channel_scales, blocks)
+    weights = paired.Weights(a.w, a.w_out, a.squares, blocks)
     turns = (a.chunk + (own.tiles - 1)) // own.tiles
     room = k.advance(columns, (blocks + _GAP) * (a.chunk * k.v) + k.v)
     tile_floats, tile_numbers = blocks * (own.tiles * k.v), k.v * paired.vectors_of(own, k.v)
@@ -274,18 +273,18 @@ def _multiply_in_pairs(k: Kernel, a: Reader, tile: DeformableTile, columns: ir.V
     a_channel = k.div(ir.Constant(k.scalar_type, 1.0), _real(k, blocks * k.v))
     with k.loop(0, turns) as turn:
         left = k.smaller(turn * own.tiles, a.chunk - own.tiles)
-        together = min(paired.TOGETHER, own.tiles)
+        together = min(paired_inputs.TOGETHER, own.tiles)
         with k.loop(0, own.tiles, together) as wanted:
             pixel = k.smaller(wanted, own.tiles - together)
             places = [(left + pixel + number) * k.v for number in range(together)]
             to = k.advance(room, turn * tile_floats + pixel * k.v)
             numbers = (k.advance(base, turn * tile_numbers + pixel) for base in (sums, factors))
-            paired.prepare(k, pair, own, columns, places, a_channel, to, *numbers)
+            paired_inputs.prepare(k, inputs, columns, places, a_channel, to, own.tiles, *numbers)
     with k.loop(0, a.tiles, own.outs) as wanted, k.loop(0, turns) as turn:
         out = k.smaller(wanted, a.tiles - own.outs)
         left = k.smaller(turn * own.tiles, a.chunk - own.tiles)
         total = paired.multiply(
-            k, pair, own, k.advance(room, turn * tile_floats), k.advance(sums, turn * tile_numbers), out, turn % 4
+            k, weights, own, k.advance(room, turn * tile_floats), k.advance(sums, turn * tile_numbers), out, turn % 4
         )
         scales = [k.load(a.out_scales, (out + number) * k.v) for number in range(own.outs)]
         biases = [k.load(a.bias, (out + number) * k.v) for number in range(own.outs)]

@@ -86,15 +86,9 @@ def emit(tile: DenseTile, target: Target) -> ir.Module:
 
 
 def _add_block(
-    k: Kernel,
-    a: Reader,
-    coding: Coding,
-    sums: list[list[Variable]],
-    words: Variable,
-    base: ir.Value,
-    channel: Int,
+    k: Kernel, a: Reader, coding: Coding, sums: list[list[Variable]], words: Variable, base: ir.Value, channel: Int,
     count: int,
-) -> None:
+) -> None:  # fmt: skip
     """Add the products of ``count`` channels, and go on to the next block's words."""
     now = words.get()
     vectors = coding.decode(k, [k.load_ints(now, place * k.v) for place in range(coding.WORDS)], base, count)

@@ -21,8 +21,8 @@ from convwright.kernels.spans import along
 BLOCK = 4  # channels that are coded together
 WORDS = 3  # vectors of words that hold them
 BITS = 24
-LOWEST, HIGHEST = -95, 128
-"""What e may be, so that 2^(e - 31), the unit of a whole word, and its inverse are normal numbers."""
+LOWEST = -95
+"""The least that e may be, so that 2^(e - 31), the unit of a whole word, and its inverse are normal numbers."""
 
 _BYTE = 0xFF
 _WHOLE = -1 ^ _BYTE

@@ -27,19 +27,18 @@ what was put together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 from llvmlite import ir
 
-from convwright.codegen.lang import I32, I64, Int, Integer, Kernel
+from convwright.codegen.lang import I64, Int, Kernel
 from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
 from convwright.kernels.channels import MOST_SOURCES, permuted
+from convwright.kernels.paired_inputs import IN_PAIRS, TOGETHER, Inputs, prepare
 from convwright.kernels.products import add_pair, keeps_pairs_together
 
 _POINTERS = (
@@ -58,17 +57,11 @@ _INTEGERS = (
 ARGUMENTS = Arguments(_POINTERS, _INTEGERS)
 # sources: floats from x to the blocks that a block of a group is put together of; lanes: as in `kernels.channels`
 GATHERED_ARGUMENTS = Arguments(f"{_POINTERS} sources lanes", _INTEGERS)
-_Combine = Callable[[ir.Value, ir.Value], ir.Value]
 
 PIXEL_COLUMNS = 3
 """A pixel's input, output and residual, in floats from the image's first."""
 
-IN_PAIRS = (1, 2, 3, 5, 7)
-"""Pairs of channels, of eight or fewer that are summed in turn, that become one product."""
-
 _TOGETHER = ((0, 1), (2,), (4, 3), (5,), (6, 7))  # see `_groups`
-_FOUR = ir.Constant(ir.VectorType(I32, 4), [0, 1, 2, 3])
-TOGETHER = 4  # pixels that are copied together: enough that they do not wait for each other
 
 
 @dataclass(frozen=True)
@@ -137,7 +130,10 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
         pixels = k.b.gep(a.pixels, [(first * PIXEL_COLUMNS).value], source_etype=I64)
         x = k.advance(a.x, image * a.x_image + group * a.x_group)
         channel_scales = k.advance(a.channel_scales, group * a.scales_group)
-        reads = SimpleNamespace(places=a.places, blocks=a.blocks, channel_scales=channel_scales)
+        inputs, weights = (
+            Inputs(a.places, channel_scales, a.blocks, tile.half),
+            Weights(a.w, a.w_out, a.squares, a.blocks),
+        )
         with k.loop(0, turns) as turn:
             own = k.b.gep(pixels, [(_start(k, a, tile, turn) * PIXEL_COLUMNS).value], source_etype=I64)
             of_turn = [k.advance(base, turn * (k.v * vectors_of(tile, k.v))) for base in (sums, factors)]
@@ -148,11 +144,11 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
                 to = k.advance(room, turn * tile_floats + pixel * k.v)
                 of_pixels = [k.advance(base, pixel) for base in of_turn]
                 if tile.gathered is None:
-                    prepare(k, reads, tile, x, places, a_channel, to, *of_pixels)
+                    prepare(k, inputs, x, places, a_channel, to, tile.tiles, *of_pixels)
                 else:
                     _gather(k, a, tile, x, places, group, spare)
                     pixels_of = [number * k.v for number in range(together)]
-                    prepare(k, reads, tile, spare, pixels_of, a_channel, to, *of_pixels)
+                    prepare(k, inputs, spare, pixels_of, a_channel, to, tile.tiles, *of_pixels)
         y, residual = k.advance(a.y, image * a.y_image), k.advance(a.residual, image * a.r_image)
         start = part * a.part_turns * tile.outs
         stop = k.minimum(start + a.part_turns * tile.outs, a.vectors)
@@ -160,7 +156,7 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
             out = group * a.vectors + k.smaller(wanted, a.vectors - tile.outs)
             own = k.b.gep(pixels, [(_start(k, a, tile, turn) * PIXEL_COLUMNS).value], source_etype=I64)
             of_turn = [k.advance(base, turn * (k.v * vectors_of(tile, k.v))) for base in (sums, factors)]
-            total = multiply(k, a, tile, k.advance(room, turn * tile_floats), of_turn[0], out, turn % 4)
+            total = multiply(k, weights, tile, k.advance(room, turn * tile_floats), of_turn[0], out, turn % 4)
             _store(k, a, tile, total, y, residual, own, of_turn[1], out)
     return k.finish()
 
@@ -176,79 +172,6 @@ def vectors_of(tile: PairedTile, v: int) -> int:
 
 
 # -- inputs ------------------------------------------------------------------------------------------------------------
-
-
-def prepare(
-    k: Kernel, a: Any, tile: PairedTile, x: ir.Value, places: Sequence[Integer], a_channel: ir.Value, to: ir.Value,
-    sums: ir.Value, factors: ir.Value,
-) -> None:  # fmt: skip
-    """Copy the channels of some pixels, which lie at ``places``, scaled, and sum their a1 a2.
-
-    ``a_channel``: one divided by the number of channels. Of the arguments it reads ``places``, ``channel_scales`` and
-    ``blocks``.
-    """
-
-    def scaled(block: Integer, mask: ir.Value | None) -> Iterator[ir.Value]:
-        scales = k.load(a.channel_scales, block * k.v, mask)
-        here = k.advance(x, k.load_int(a.places, block))
-        for place in places:
-            yield k.mul(k.load(here, place, mask), scales)
-
-    def products(so_far: ir.Value, vector: ir.Value) -> ir.Value:
-        seconds = k.shuffle(vector, vector, [lane ^ 1 for lane in range(k.v)])
-        return k.select(firsts, k.fma(vector, seconds, so_far), so_far)
-
-    def squares_of(so_far: ir.Value, vector: ir.Value) -> ir.Value:
-        return k.fma(vector, vector, so_far)
-
-    def largest_of(so_far: ir.Value, vector: ir.Value) -> ir.Value:
-        return k.max(so_far, k.unary("fabs", vector))
-
-    def looked(*looks: tuple[_Combine, _Combine], by: Sequence[ir.Value] = ()) -> list[ir.Value]:
-        """Of the pixels, a lane each: what the first of a pair of functions makes of so much and a further vector,
-        multiplied by those of ``by``, and of its lanes the second."""
-        results = [[k.variable(k.splat(0.0)) for _ in places] for _ in looks]
-
-        def look(block: Integer, mask: ir.Value | None) -> None:
-            for pixel, vector in enumerate(scaled(block, mask)):
-                vector = k.mul(vector, by[pixel]) if by else vector
-                for (combine, _), own in zip(looks, results, strict=True):
-                    own[pixel].set(combine(own[pixel].get(), vector))
-
-        _each_block(k, a, tile, look)
-        return [_of_lanes(k, [one.get() for one in own], over) for (_, over), own in zip(looks, results, strict=True)]
-
-    def scales_of(exponents: ir.Value) -> list[ir.Value]:
-        powers = _powers_of_two(k, exponents)
-        return [k.shuffle(powers, powers, [pixel] * k.v) for pixel in range(len(places))]
-
-    firsts = ir.Constant(k.mask_type, [lane % 2 == 0 and lane // 2 in IN_PAIRS for lane in range(k.v)])
-    squares, own_products = looked((squares_of, k.add), (products, k.add))
-    exponents, usual = _exponents_of_squares(k, k.mul(squares, k.broadcast(a_channel)))
-    powers = _powers_of_two(k, exponents)
-    wanted, total = k.variable(exponents), k.variable(k.mul(k.mul(own_products, powers), powers))
-    lanes = ir.IntType(k.v)
-    with k.when(k.b.icmp_unsigned("!=", k.b.bitcast(usual, lanes), ir.Constant(lanes, -1))):
-        # Squares too large or too small, or all inputs zeros.
-        (largest,) = looked((largest_of, k.max))
-        wanted.set(k.select(usual, exponents, _exponents_of_largest(k, largest)))
-        (again,) = looked((products, k.add), by=scales_of(wanted.get()))
-        total.set(k.select(usual, total.get(), again))
-    back = _powers_of_two(k, k.b.sub(k.splat_int(254), wanted.get()))
-    for vector, base in ((total.get(), sums), (back, factors)):
-        if len(places) == 4:
-            k.b.store(k.b.shuffle_vector(vector, vector, _FOUR), base, align=k.width)
-        else:
-            for pixel in range(len(places)):
-                k.store_scalar(k.extract(vector, pixel), base, pixel)
-    scales = scales_of(wanted.get())
-
-    def copy(block: Integer, mask: ir.Value | None) -> None:
-        place = block * (tile.tiles * k.v)
-        for pixel, (vector, scale) in enumerate(zip(scaled(block, mask), scales, strict=True)):
-            k.store(k.mul(vector, scale), to, place + pixel * k.v)
-
-    _each_block(k, a, tile, copy)
 
 
 def _gather(
@@ -272,67 +195,27 @@ def _gather(
             k.store(vector, to, block * (len(places) * k.v) + pixel * k.v)
 
 
-def _of_lanes(k: Kernel, vectors: Sequence[ir.Value], over: _Combine) -> ir.Value:
-    """What ``over`` makes of the lanes of up to four vectors: of the first in lane 0, of the second in lane 1."""
-    vectors = [*vectors, *[vectors[-1]] * (4 - len(vectors))]
-
-    def together(first: ir.Value, second: ir.Value, low: Sequence[int], high: Sequence[int]) -> ir.Value:
-        """Of each four lanes, those of ``low`` with those of ``high``; 4 to 7: lanes of the second vector."""
-        starts = range(0, k.v, 4)
-        one, other = (
-            k.shuffle(first, second, [start + lane % 4 + lane // 4 * k.v for start in starts for lane in own])
-            for own in (low, high)
-        )
-        return over(one, other)
-
-    twos = [together(vectors[at], vectors[at + 1], (0, 4, 1, 5), (2, 6, 3, 7)) for at in (0, 2)]
-    vector = together(twos[0], twos[1], (0, 1, 4, 5), (2, 3, 6, 7))
-    apart = k.v // 2
-    while apart >= 4:
-        vector = over(vector, k.shuffle(vector, vector, [lane ^ apart for lane in range(k.v)]))
-        apart //= 2
-    return vector
-
-
-def _each_block(k: Kernel, a: Any, tile: PairedTile, work: Callable[[Integer, ir.Value | None], None]) -> None:
-    with k.loop(0, a.blocks) as block:
-        work(block, None)
-    if tile.half:
-        work(a.blocks, k.mask(0, k.v // 2))
-
-
-def _exponents_of_squares(k: Kernel, means: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """The exponents, as float32 hold them, of the powers of two that bring the roots of `means`, which are not
-    negative, between the roots of 1/2 and 2; and where the squares neither overflowed nor came near to 0."""
-    exponents = k.b.lshr(k.b.bitcast(means, k.int_vector_type), k.splat_int(23))
-    usual = k.b.icmp_unsigned("<", k.b.sub(exponents, k.splat_int(27)), k.splat_int(200))
-    return k.b.sub(k.splat_int(190), k.b.lshr(exponents, k.splat_int(1))), usual
-
-
-def _exponents_of_largest(k: Kernel, largest: ir.Value) -> ir.Value:
-    """As of squares, but of the powers of two that bring `largest` between 2 and 4; for infinities and NaN, the
-    nearest that has an inverse; for zeros one whose inverse is 0: nothing is left of how their sums are rounded."""
-    exponents = k.b.lshr(k.b.bitcast(largest, k.int_vector_type), k.splat_int(23))
-    wanted = k.b.sub(k.splat_int(255), exponents)
-    wanted = k.select(k.b.icmp_signed(">", wanted, k.splat_int(253)), k.splat_int(253), wanted)
-    wanted = k.select(k.b.icmp_signed("<", wanted, k.splat_int(1)), k.splat_int(1), wanted)
-    return k.select(k.b.fcmp_ordered("==", largest, k.splat(0.0)), k.splat_int(254), wanted)
-
-
-def _powers_of_two(k: Kernel, exponents: ir.Value) -> ir.Value:
-    return k.b.bitcast(k.b.shl(exponents, k.splat_int(23)), k.vector_type)
-
-
 # -- products ----------------------------------------------------------------------------------------------------------
 
 
-def multiply(
-    k: Kernel, a: Reader, tile: PairedTile, room: ir.Value, sums: ir.Value, out: Int, quarter: Int
-) -> list[list[ir.Value]]:
-    """The sums ``[pixel][out]`` of one register tile; meanwhile a quarter of the next turn's weights is fetched.
+@dataclass(frozen=True)
+class Weights:
+    """Where weights lie.
 
-    Of the arguments it reads ``w``, ``w_out``, ``squares`` and ``blocks``.
+    - `w`: ``[output vector][channel][v]``, vectors ``w_out`` floats from each other; channels in so many `blocks`.
+    - `squares`: minus the sum of each output's b1 b2.
     """
+
+    w: ir.Value
+    w_out: Int
+    squares: ir.Value
+    blocks: Int
+
+
+def multiply(
+    k: Kernel, a: Weights, tile: PairedTile, room: ir.Value, sums: ir.Value, out: Int, quarter: Int
+) -> list[list[ir.Value]]:
+    """The sums ``[pixel][out]`` of one register tile; meanwhile a quarter of the next turn's weights is fetched."""
     squares = [k.load(a.squares, (out + number) * k.v) for number in range(tile.outs)]
     of_pixels = [k.broadcast(k.load_scalar(sums, pixel)) for pixel in range(tile.tiles)]
     total = [[k.variable(k.sub(square, own)) for square in squares] for own in of_pixels]

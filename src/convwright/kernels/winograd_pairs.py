@@ -34,7 +34,7 @@ from llvmlite import ir
 
 from convwright.codegen.lang import I32, Int, Integer, Kernel, Variable
 from convwright.kernels.arguments import Reader
-from convwright.kernels.paired import IN_PAIRS
+from convwright.kernels.paired_inputs import IN_PAIRS
 from convwright.kernels.products import Sums, add_pair, add_products
 
 UNROLL = 8  # pairs, of which `IN_PAIRS` become one product; divides the lanes of a block, or they divide it

@@ -180,7 +180,4 @@ def _run(what: str, parts: Parts, target: Target, threads: int, stride: int = 0,
     values["room"] = arrays["rare"].shape[1] if "rare" in arrays else 0
     arguments = narrow.ARGUMENTS.pack(values)
     address = compile_kernel(tile.key, lambda: narrow.emit(tile, target), target)
-    table = np.array([[address, arguments.ctypes.data, parts.vectors, 0]], np.int64)
-    team = team_of(threads)
-    with team.lock:
-        team.run(table, 0, 1)
+    team_of(threads).run_one(address, arguments, parts.vectors)

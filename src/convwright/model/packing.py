@@ -104,10 +104,7 @@ class Rows:
         }  # fmt: skip
         arguments, tile = packing.ARGUMENTS.pack(values), Packing(what)
         address = compile_kernel(tile.key, lambda: packing.emit(tile, self.target), self.target)
-        table = np.array([[address, arguments.ctypes.data, self.vectors, 0]], np.int64)
-        team = team_of(threads)
-        with team.lock:
-            team.run(table, 0, 1)
+        team_of(threads).run_one(address, arguments, self.vectors)
 
 
 def _padded(factors: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -16,7 +16,6 @@ import numpy as np
 from convwright.codegen.target import Target
 from convwright.large_arrays import give_back, standing_in, taken
 from convwright.model import narrow
-from convwright.model.narrow import Survey
 from convwright.model.values import Order, in_lanes
 from convwright.runtime.memory import Pool, aligned_empty
 
@@ -256,11 +255,11 @@ class Weights:
                 self._give_back(name)
         return self._derived[name, *key]
 
-    def narrow(self, name: str, target: Target, threads: int, *, exact: bool) -> Narrowed | None:
+    def narrowed(self, name: str, target: Target, threads: int, *, exact: bool) -> Narrowed | None:
         """The constant, a matrix of float32, in fewer bits a number (`model.narrow`); None where that is not worth it.
 
-        exact: without loss. Otherwise it is rounded, and where its memory is not needed as it was the constant that is
-        given back is the rounded one, with which plans compute.
+        exact: without loss. Otherwise it may be rounded; then `array` gives the rounded one back once the constant has
+        been released.
         """
         if name not in self._narrowed:
             survey = narrow.Survey(self.array(name), target, threads, exact=exact)
@@ -272,7 +271,7 @@ class Weights:
                 self._give_back(name)
         return self._narrowed[name]
 
-    def _pack_narrow(self, name: str, survey: Survey) -> np.ndarray:
+    def _pack_narrow(self, name: str, survey: narrow.Survey) -> np.ndarray:
         shape = self.constants[name].shape
         if survey.fits_in_place(self._room(shape)) and (memory := self._taken(name, shape, 1)) is not None:
             return give_back(memory, survey.pack_in_place(memory))

@@ -162,6 +162,11 @@ class Team:
         # `table.ctypes.data` is the same and takes a microsecond.
         self._run(self._address, table.__array_interface__["data"][0] + first * STEP_COLUMNS * 8, count, 0)
 
+    def run_one(self, kernel: int, arguments: np.ndarray, items: int) -> None:
+        """Run a kernel by itself, whose address and arguments these are, outside of any plan."""
+        with self.lock:
+            self.run(np.array([[kernel, arguments.ctypes.data, items, 0]], np.int64), 0, 1)
+
     def run_timed(self, table: np.ndarray, first: int, count: int) -> list[float]:
         """The same with a barrier after every step; the seconds that each took. The caller holds ``lock``."""
         self._reserve(count)

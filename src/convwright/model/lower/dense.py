@@ -59,10 +59,8 @@ def _narrowed(b: Builder, layer: Layer) -> tuple[narrow.Parts, np.ndarray] | Non
     nbytes = info.dtype.itemsize * math.prod(b.shape(name))
     if info.dtype != np.float32 or not _limited_by_memory(b, nbytes, b.shape(layer.output)[0]):
         return None
-    exact = b.numerics == "strict"
-    return b.weights.narrow(
-        name, b.target, b.threads, exact=exact
-    )  # nothing here refers to the constant: its memory is used again
+    # Nothing here refers to the constant: its memory is used again.
+    return b.weights.narrowed(name, b.target, b.threads, exact=b.numerics == "strict")
 
 
 def _limited_by_memory(b: Builder, nbytes: int, images: int) -> bool:

@@ -1,0 +1,157 @@
+"""What products in pairs (`kernels.paired`) need of a pixel's inputs: a copy at one size, which power of two brought it
+there, and the sum of its a1 a2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from convwright.codegen.lang import I32, Int, Integer, Kernel
+
+IN_PAIRS = (1, 2, 3, 5, 7)
+"""Pairs of channels, of eight or fewer that are summed in turn, that become one product."""
+
+TOGETHER = 4  # pixels that are copied together: enough that they do not wait for each other
+_FOUR = ir.Constant(ir.VectorType(I32, 4), [0, 1, 2, 3])
+_Combine = Callable[[ir.Value, ir.Value], ir.Value]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where a pixel's inputs lie.
+
+    - `places`: a table of floats from a pixel's first input to each of its `blocks`, then to half a block if `half`.
+    - `channel_scales`: what the lanes of each block are multiplied by.
+    """
+
+    places: ir.Value
+    channel_scales: ir.Value
+    blocks: Int
+    half: bool = False
+
+
+def prepare(
+    k: Kernel, a: Inputs, x: ir.Value, pixels: Sequence[Integer], a_channel: ir.Value, to: ir.Value, apart: int,
+    sums: ir.Value, factors: ir.Value,
+) -> None:  # fmt: skip
+    """Copy the channels of up to four pixels, scaled, and sum their a1 a2.
+
+    - ``pixels``: floats from ``x`` to each pixel's first input. ``a_channel``: one divided by the number of channels.
+    - ``to``: where the copies go, ``[block][pixel][v]``, blocks ``apart`` pixels from each other.
+    - ``sums``, ``factors``: of each pixel the sum of its a1 a2, and what its outputs are multiplied by.
+    """
+
+    def scaled(block: Integer, mask: ir.Value | None) -> Iterator[ir.Value]:
+        scales = k.load(a.channel_scales, block * k.v, mask)
+        here = k.advance(x, k.load_int(a.places, block))
+        for place in pixels:
+            yield k.mul(k.load(here, place, mask), scales)
+
+    def products(so_far: ir.Value, vector: ir.Value) -> ir.Value:
+        seconds = k.shuffle(vector, vector, [lane ^ 1 for lane in range(k.v)])
+        return k.select(firsts, k.fma(vector, seconds, so_far), so_far)
+
+    def squares_of(so_far: ir.Value, vector: ir.Value) -> ir.Value:
+        return k.fma(vector, vector, so_far)
+
+    def largest_of(so_far: ir.Value, vector: ir.Value) -> ir.Value:
+        return k.max(so_far, k.unary("fabs", vector))
+
+    def looked(*looks: tuple[_Combine, _Combine], by: Sequence[ir.Value] = ()) -> list[ir.Value]:
+        """Of the pixels, a lane each: what the first of a pair of functions makes of so much and a further vector,
+        multiplied by those of ``by``, and of its lanes the second."""
+        results = [[k.variable(k.splat(0.0)) for _ in pixels] for _ in looks]
+
+        def look(block: Integer, mask: ir.Value | None) -> None:
+            for pixel, vector in enumerate(scaled(block, mask)):
+                vector = k.mul(vector, by[pixel]) if by else vector
+                for (combine, _), own in zip(looks, results, strict=True):
+                    own[pixel].set(combine(own[pixel].get(), vector))
+
+        _each_block(k, a, look)
+        return [_of_lanes(k, [one.get() for one in own], over) for (_, over), own in zip(looks, results, strict=True)]
+
+    def scales_of(exponents: ir.Value) -> list[ir.Value]:
+        powers = _powers_of_two(k, exponents)
+        return [k.shuffle(powers, powers, [pixel] * k.v) for pixel in range(len(pixels))]
+
+    firsts = ir.Constant(k.mask_type, [lane % 2 == 0 and lane // 2 in IN_PAIRS for lane in range(k.v)])
+    squares, own_products = looked((squares_of, k.add), (products, k.add))
+    exponents, usual = _exponents_of_squares(k, k.mul(squares, k.broadcast(a_channel)))
+    powers = _powers_of_two(k, exponents)
+    wanted, total = k.variable(exponents), k.variable(k.mul(k.mul(own_products, powers), powers))
+    lanes = ir.IntType(k.v)
+    with k.when(k.b.icmp_unsigned("!=", k.b.bitcast(usual, lanes), ir.Constant(lanes, -1))):
+        # Squares too large or too small, or all inputs zeros.
+        (largest,) = looked((largest_of, k.max))
+        wanted.set(k.select(usual, exponents, _exponents_of_largest(k, largest)))
+        (again,) = looked((products, k.add), by=scales_of(wanted.get()))
+        total.set(k.select(usual, total.get(), again))
+    back = _powers_of_two(k, k.b.sub(k.splat_int(254), wanted.get()))
+    for vector, base in ((total.get(), sums), (back, factors)):
+        if len(pixels) == 4:
+            k.b.store(k.b.shuffle_vector(vector, vector, _FOUR), base, align=k.width)
+        else:
+            for pixel in range(len(pixels)):
+                k.store_scalar(k.extract(vector, pixel), base, pixel)
+    scales = scales_of(wanted.get())
+
+    def copy(block: Integer, mask: ir.Value | None) -> None:
+        place = block * (apart * k.v)
+        for pixel, (vector, scale) in enumerate(zip(scaled(block, mask), scales, strict=True)):
+            k.store(k.mul(vector, scale), to, place + pixel * k.v)
+
+    _each_block(k, a, copy)
+
+
+def _of_lanes(k: Kernel, vectors: Sequence[ir.Value], over: _Combine) -> ir.Value:
+    """What ``over`` makes of the lanes of up to four vectors: of the first in lane 0, of the second in lane 1."""
+    vectors = [*vectors, *[vectors[-1]] * (4 - len(vectors))]
+
+    def together(first: ir.Value, second: ir.Value, low: Sequence[int], high: Sequence[int]) -> ir.Value:
+        """Of each four lanes, those of ``low`` with those of ``high``; 4 to 7: lanes of the second vector."""
+        starts = range(0, k.v, 4)
+        one, other = (
+            k.shuffle(first, second, [start + lane % 4 + lane // 4 * k.v for start in starts for lane in own])
+            for own in (low, high)
+        )
+        return over(one, other)
+
+    twos = [together(vectors[at], vectors[at + 1], (0, 4, 1, 5), (2, 6, 3, 7)) for at in (0, 2)]
+    vector = together(twos[0], twos[1], (0, 1, 4, 5), (2, 3, 6, 7))
+    apart = k.v // 2
+    while apart >= 4:
+        vector = over(vector, k.shuffle(vector, vector, [lane ^ apart for lane in range(k.v)]))
+        apart //= 2
+    return vector
+
+
+def _each_block(k: Kernel, a: Inputs, work: Callable[[Integer, ir.Value | None], None]) -> None:
+    with k.loop(0, a.blocks) as block:
+        work(block, None)
+    if a.half:
+        work(a.blocks, k.mask(0, k.v // 2))
+
+
+def _exponents_of_squares(k: Kernel, means: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The exponents, as float32 hold them, of the powers of two that bring the roots of `means`, which are not
+    negative, between the roots of 1/2 and 2; and where the squares neither overflowed nor came near to 0."""
+    exponents = k.b.lshr(k.b.bitcast(means, k.int_vector_type), k.splat_int(23))
+    usual = k.b.icmp_unsigned("<", k.b.sub(exponents, k.splat_int(27)), k.splat_int(200))
+    return k.b.sub(k.splat_int(190), k.b.lshr(exponents, k.splat_int(1))), usual
+
+
+def _exponents_of_largest(k: Kernel, largest: ir.Value) -> ir.Value:
+    """As of squares, but of the powers of two that bring `largest` between 2 and 4; for infinities and NaN, the
+    nearest that has an inverse; for zeros one whose inverse is 0: nothing is left of how their sums are rounded."""
+    exponents = k.b.lshr(k.b.bitcast(largest, k.int_vector_type), k.splat_int(23))
+    wanted = k.b.sub(k.splat_int(255), exponents)
+    wanted = k.select(k.b.icmp_signed(">", wanted, k.splat_int(253)), k.splat_int(253), wanted)
+    wanted = k.select(k.b.icmp_signed("<", wanted, k.splat_int(1)), k.splat_int(1), wanted)
+    return k.select(k.b.fcmp_ordered("==", largest, k.splat(0.0)), k.splat_int(254), wanted)
+
+
+def _powers_of_two(k: Kernel, exponents: ir.Value) -> ir.Value:
+    return k.b.bitcast(k.b.shl(exponents, k.splat_int(23)), k.vector_type)
