@@ -17,7 +17,7 @@ from convwright.codegen import cache
 from convwright.graph import Graph
 from convwright.model import choices, model, tiles
 from convwright.model.builder import Builder, Step
-from convwright.model.lower import conv, strips, winograd
+from convwright.model.lower import conv, strips, winograd, winograd_cut
 from convwright.model.plan import make_plan
 from convwright.model.values import Ref
 from convwright.runtime.machine import Caches
@@ -34,7 +34,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 def forget() -> None:
     """Be a new process as far as choices are concerned."""
-    for function in (conv._row_of, winograd.cut, tiles.choose_tile, strips._cycles, choices._machine):
+    for function in (conv._row_of, winograd_cut.cut, tiles.choose_tile, strips._cycles, choices._machine):
         function.cache_clear()
 
 
@@ -93,7 +93,7 @@ def told_ref(ref: Ref) -> Any:
 def no_estimates() -> AbstractContextManager[Any]:
     """Whoever looks for a choice in here fails."""
     stack = ExitStack()
-    for owner, name in ((conv, "choose"), (winograd, "cut_of"), (tiles, "step_cycles"), (strips, "_strip_cycles")):
+    for owner, name in ((conv, "choose"), (winograd_cut, "cut_of"), (tiles, "step_cycles"), (strips, "_strip_cycles")):
         stack.enter_context(patch.object(owner, name, side_effect=AssertionError(f"{name} was asked")))
     return stack
 
@@ -253,7 +253,7 @@ def test_few_layers_and_ever_other_shapes_are_not_stored(tables: Tables) -> None
 
 def test_a_plan_that_fails_leaves_no_table_behind(tables: Tables) -> None:
     with (
-        patch.object(winograd, "cut", side_effect=MemoryError),
+        patch.object(winograd_cut, "cut", side_effect=MemoryError),
         patch.object(conv, "choose", lambda *_: winograd.ROW),
         pytest.raises(MemoryError),
     ):

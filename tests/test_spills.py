@@ -45,10 +45,9 @@ from convwright.kernels import (
 from convwright.kernels.narrow import CODINGS
 from convwright.model.lower import depthwise_planes as depthwise_planes_lowering
 from convwright.model.lower import grouped as grouped_lowering
-from convwright.model.lower import integer_channels, winograd_pairs
+from convwright.model.lower import integer_channels, winograd_cut, winograd_pairs
 from convwright.model.lower import integer_planes as integer_planes_lowering
 from convwright.model.lower import planar as planar_lowering
-from convwright.model.lower import winograd as winograd_lowering
 from convwright.model.lower import winograd_planes as winograd_planes_lowering
 from convwright.model.lower.integer_layer import window_of
 from convwright.model.problem import Problem
@@ -209,7 +208,7 @@ def test_winograd(target: Target) -> None:
     for spec, size, threads, m in problems:
         dtype = np.dtype(np.float32)
         problem = Problem(spec, (size, size), 1, dtype, target, threads, algorithm=f"winograd-{m}")
-        cut = winograd_lowering.cut(problem)
+        cut = winograd_cut.cut(problem)
         axes, size_of = (cut.form.high, cut.form.wide), (cut.tiles, cut.outs)
         tiles[winograd.WinogradTile(*axes, *size_of, paired=cut.paired > 0)] = None
         if m in ("4x4", "6x6") and size > 50:

@@ -25,10 +25,9 @@ from convwright.graph import Node
 from convwright.kernels import winograd
 from convwright.kernels.cook_toom import filtering
 from convwright.model.builder import Step
-from convwright.model.lower import conv, direct, winograd_forms, winograd_pairs
+from convwright.model.lower import conv, direct, winograd_cut, winograd_forms, winograd_pairs
 from convwright.model.lower import winograd as lowering
 from convwright.model.problem import Problem
-from convwright.model.tiles import most_pixels
 from convwright.runtime.machine import caches
 from convwright.spec import ConvSpec
 from tests.convolutions import RESIDUAL, STEEPEST, Case, Random, compare, random_epilogue
@@ -43,10 +42,10 @@ PLACES = 36
 @contextmanager
 def room_for(strip_bytes: int | None) -> Iterator[None]:
     """Strips of tiles as small as ``strip_bytes`` makes them."""
-    caches: tuple[Any, ...] = (lowering.cut, winograd_forms.forms_of, conv._row_of)
+    caches: tuple[Any, ...] = (winograd_cut.cut, winograd_forms.forms_of, conv._row_of)
     for one in caches:
         one.cache_clear()
-    with patch.object(lowering, "strip_bytes", lambda: strip_bytes or 512 * 1024):
+    with patch.object(winograd_cut, "strip_bytes", lambda: strip_bytes or 512 * 1024):
         yield
     for one in caches:
         one.cache_clear()
@@ -291,14 +290,14 @@ def test_every_chunk_of_slices_gives_the_same_result(target: Target, chunk: int)
     case = Case(spec, 2, (5, 7, 6), inside=False, threads=2, algorithm="winograd-4x4")
     form = winograd_forms.Form(F4, F4, (1, 1), (7, 6), deep_taps=3, out_slices=5)
     for strip in (1, 3, 4):
-        made = lowering.Cut(form, min(3, chunk * strip), 1, strip, -(-4 // strip), chunk)
-        with patch.object(lowering, "cut", lambda *_, made=made: made):
+        made = winograd_cut.Cut(form, min(3, chunk * strip), 1, strip, -(-4 // strip), chunk)
+        with patch.object(winograd_cut, "cut", lambda *_, made=made: made):
             step = step_of(check_planned(case, target))
         assert step.items == 2 * made.chunks * made.strips
 
 
 def check_planned(case: Case, target: Target) -> Planned:
-    """As `check`, while `lowering.cut` stands replaced."""
+    """As `check`, while `winograd_cut.cut` stands replaced."""
     inputs, constants = case.arrays()
     plan = replace(case, numerics="default").plan(inputs, constants, target)
     expected, _ = case.expected(inputs, constants)
@@ -351,8 +350,8 @@ def test_every_cut_gives_the_same_result(target: Target, threads: int) -> None:
         algorithm="winograd-4x4",
     )  # fmt: skip
     for number, (tiles, outs, strip, parts) in enumerate(CUTS):
-        made = lowering.Cut(form, tiles, outs, strip, -(-15 // strip), 1, parts)
-        with patch.object(lowering, "cut", lambda *_, made=made: made):
+        made = winograd_cut.Cut(form, tiles, outs, strip, -(-15 // strip), 1, parts)
+        with patch.object(winograd_cut, "cut", lambda *_, made=made: made):
             plan = check_planned(replace(case, at_end=number % 2 == 0), target)
         assert plan.tiles(winograd) == [winograd.WinogradTile(F4, F4, tiles, outs, (RESIDUAL,))]
         assert step_of(plan).arguments["all_tiles"] == 15
@@ -372,8 +371,8 @@ def test_products_of_many_output_vectors_are_held(target: Target, paired: int) -
     for number, (tiles, outs, strip, parts, turns) in enumerate(
         [(3, 2, 9, 1, 4), (3, 2, 9, 2, 2), (2, 1, 5, 1, 8), (4, 1, 4, 2, 2), (9, 1, 9, 1, 4), (1, 2, 3, 2, 1)]
     ):
-        made = lowering.Cut(form, tiles, outs, strip, -(-9 // strip), 1, parts, paired=paired, turns=turns)
-        with patch.object(lowering, "cut", lambda *_, made=made: made):
+        made = winograd_cut.Cut(form, tiles, outs, strip, -(-9 // strip), 1, parts, paired=paired, turns=turns)
+        with patch.object(winograd_cut, "cut", lambda *_, made=made: made):
             plan = check_planned(replace(case, at_end=number % 2 == 0), target)
         assert plan.tiles(winograd) == [winograd.WinogradTile(F4, F4, tiles, outs, (RESIDUAL,), paired=paired > 0)]
         assert step_of(plan).arguments["held"] == outs * turns
@@ -384,11 +383,11 @@ def test_much_is_held_where_weights_are_many(size: int, channels: int, threads: 
     """A second-level cache of 1 MB; M of 49 or 25 tiles of 36 places is 113 or 58 KB an output vector."""
     spec = ConvSpec(channels, channels, (3, 3), padding=1)
     sizes = replace(caches(), l2=1 << 20, l3=32 << 20)
-    with patch.object(lowering, "caches", lambda: sizes):
+    with patch.object(winograd_cut, "caches", lambda: sizes):
         problem = Problem(
             spec, (size, size), 1, np.dtype(np.float32), target_named("avx512"), threads, algorithm="winograd-4x4"
         )
-        made = lowering.cut_of(problem, winograd_forms.forms_of(problem)[0])  # type: ignore[arg-type]
+        made = winograd_cut.cut_of(problem, winograd_forms.forms_of(problem)[0])  # type: ignore[arg-type]
     assert made.turns == held
     assert made.strips == (threads if held > 1 else made.strips)
 
@@ -412,7 +411,7 @@ def test_cuts_cover_the_output_and_fit_the_cache(target: Target) -> None:
     ):
         spec = ConvSpec.of_rank(len(size), c, k, 3, padding=1)
         problem = Problem(spec, size, images, np.dtype(np.float32), target, threads, algorithm="winograd-4x4")
-        cut = lowering.cut(problem)
+        cut = winograd_cut.cut(problem)
         tiles = -(-size[-2] // 4) * -(-size[-1] // 4)
         assert cut.strip * (cut.strips - 1) < tiles <= cut.strip * cut.strips
         assert cut.chunk * (cut.chunks - 1) < cut.form.out_slices <= cut.chunk * cut.chunks
@@ -421,23 +420,8 @@ def test_cuts_cover_the_output_and_fit_the_cache(target: Target) -> None:
         assert cut.parts <= threads
         blocks = -(-c // target.vector)
         transformed = 4 * winograd.scratch_floats(PLACES, cut.in_slices * cut.strip, blocks, 0, 0, target.vector)
-        room = (lowering._MOST_HELD if cut.turns > 1 else 2) * lowering.strip_bytes()
+        room = (winograd_cut._MOST_HELD if cut.turns > 1 else 2) * winograd_cut.strip_bytes()
         assert transformed <= room + 4 * PLACES * target.vector or cut.strip == 1
-
-
-@each_target
-def test_few_tiles_read_each_weight_once(target: Target) -> None:
-    """One vector's sums of all tiles fill the registers."""
-    tiles = most_pixels(2, target) + 1
-    case = Case(
-        ConvSpec(target.vector + 3, 9 * target.vector, (3, 3), padding=1), 1, (4, 4 * tiles - 2), (RESIDUAL, ("relu",)),
-        threads=1, algorithm="winograd-4x4",
-    )  # fmt: skip
-    with patch.object(lowering, "multiply_adds_a_cycle", lambda _: 1):
-        plan = check(case, target)
-    step = step_of(plan)
-    assert plan.tiles(winograd) == [winograd.WinogradTile(F4, F4, tiles, 1, (RESIDUAL, ("relu",)))]
-    assert (step.items, step.arguments["parts"], step.arguments["strips"]) == (1, 1, 1)
 
 
 @each_target
@@ -531,28 +515,28 @@ def test_what_is_chosen_has_small_errors(target: Target) -> None:
     for channels, kernel, most in ((64, (3, 3), 6), (2048, (3, 3), 4), (192, (1, 7), 5), (64, (5, 5), 4)):
         spec = ConvSpec(channels, 64, kernel, padding="same")
         for size in ((24, 24), (56, 56)):
-            cut = lowering.cut(problem_of(spec, size, target))
+            cut = winograd_cut.cut(problem_of(spec, size, target))
             assert 2 <= max(cut.form.high[0], cut.form.wide[0]) <= most
             row = conv.algorithm_of(problem_of(spec, size, target))
             assert row.error_bound(problem_of(spec, size, target)) <= winograd_forms.ERROR
             named = problem_of(spec, size, target, "winograd-6")
             assert row.error_bound(named) > winograd_forms.ERROR
             assert row.multiplications(problem_of(spec, size, target)) < named.macs
-            forms = lowering.cut(named).form, cut.form
+            forms = winograd_cut.cut(named).form, cut.form
             assert forms[0].tiles * forms[0].places < forms[1].tiles * forms[1].places
 
 
 @each_target
 def test_figures_of_a_row(target: Target) -> None:
     problem = problem_of(ConvSpec(64, 48, (3, 3), padding=1), (16, 12), target, "winograd-4x4")
-    channels = winograd_pairs.multiplications(64, target.vector) if lowering.cut(problem).paired else 64
+    channels = winograd_pairs.multiplications(64, target.vector) if winograd_cut.cut(problem).paired else 64
     assert lowering.ROW.multiplications(problem) == 4 * 3 * 36 * channels * 48
-    assert lowering.ROW.workspace(problem) <= 2 * (2 * lowering.strip_bytes() + 4 * 36 * target.vector)
+    assert lowering.ROW.workspace(problem) <= 2 * (2 * winograd_cut.strip_bytes() + 4 * 36 * target.vector)
     deep = problem_of(ConvSpec(16, 16, (3, 3, 3), padding=1), (5, 16, 12), target, "winograd-4x4")
     assert lowering.DEEP.multiplications(deep) == 5 * 4 * 3 * 36 * 3 * 16 * 16
     assert lowering.DEEP.cycles(deep) > 0
     strided = problem_of(ConvSpec(64, 48, (3, 3), stride=2, padding=1), (16, 24), target, "winograd-4x4")
-    channels = winograd_pairs.multiplications(64, target.vector) if lowering.cut(strided).paired else 64
+    channels = winograd_pairs.multiplications(64, target.vector) if winograd_cut.cut(strided).paired else 64
     assert lowering.ROW.multiplications(strided) == 2 * 3 * 81 * channels * 48
     assert 1 < lowering.ROW.error_bound(strided) / direct.error_of_sum(strided) < (1.2 if channels == 64 else 1.4)
 

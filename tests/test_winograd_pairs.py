@@ -18,7 +18,7 @@ from convwright.codegen.target import Target
 from convwright.kernels import winograd
 from convwright.kernels import winograd_pairs as kernel
 from convwright.model.lower import winograd as lowering
-from convwright.model.lower import winograd_forms, winograd_pairs
+from convwright.model.lower import winograd_cut, winograd_forms, winograd_pairs
 from convwright.spec import ConvSpec
 from tests.convolutions import RESIDUAL, STEEPEST, Case, compare
 from tests.kernels import each_target
@@ -27,21 +27,21 @@ from tests.plans import Planned
 F4 = (4, 3)
 
 
-def cut_of(form: winograd_forms.Form, size: tuple[int, int], strip: int, piece: int, **more: Any) -> lowering.Cut:
+def cut_of(form: winograd_forms.Form, size: tuple[int, int], strip: int, piece: int, **more: Any) -> winograd_cut.Cut:
     tiles, outs = size
-    return lowering.Cut(form, tiles, outs, strip, -(-form.tiles // strip), paired=piece, **more)
+    return winograd_cut.Cut(form, tiles, outs, strip, -(-form.tiles // strip), paired=piece, **more)
 
 
-def planned(case: Case, target: Target, cut: lowering.Cut, constants: Any = None) -> tuple[Planned, Any, Any]:
+def planned(case: Case, target: Target, cut: winograd_cut.Cut, constants: Any = None) -> tuple[Planned, Any, Any]:
     inputs, own = case.arrays()
     constants = {**own, **(constants or {})}
-    with patch.object(lowering, "cut", lambda *_: cut):
+    with patch.object(winograd_cut, "cut", lambda *_: cut):
         plan = case.plan(inputs, constants, target)
     assert [tile.paired for tile in plan.tiles(winograd)] == [True]
     return plan, inputs, constants
 
 
-def check(case: Case, target: Target, cut: lowering.Cut) -> NDArray[Any]:
+def check(case: Case, target: Target, cut: winograd_cut.Cut) -> NDArray[Any]:
     """The result, found to be as near to float64 as that of products one by one."""
     plan, inputs, constants = planned(case, target, cut)
     result: NDArray[Any] = case.run(plan, inputs)[0]
@@ -276,8 +276,8 @@ def test_chosen_where_additions_cost_nothing(target: Target) -> None:
     figures = []
     for adds in (True, False):
         with patch.object(winograd_forms, "adds_beside_multiply_adds", lambda _, adds=adds: adds), room_for(None):
-            assert (lowering.cut(problem).paired > 0) == adds
-            figures.append((lowering.cut(problem).cycles, lowering.ROW.multiplications(problem)))
+            assert (winograd_cut.cut(problem).paired > 0) == adds
+            figures.append((winograd_cut.cut(problem).cycles, lowering.ROW.multiplications(problem)))
     assert figures[0][0] < figures[1][0]
     assert figures[0][1] < figures[1][1]
 
@@ -334,10 +334,12 @@ def test_memory_is_worth_a_little_time() -> None:
 
     problem = problem_of(ConvSpec(64, 64, (3, 3), padding=1), (56, 56), host_target())
     prices = [
-        lowering._price(problem, winograd_forms.Form((m, 3), (m, 3), (1, 1), (56, 56))) / (m + 2) ** 2
+        winograd_cut.price(problem, winograd_forms.Form((m, 3), (m, 3), (1, 1), (56, 56))) / (m + 2) ** 2
         for m in (2, 4, 6)
     ]
     assert prices[0] == pytest.approx(prices[1])
     assert prices[2] > 2 * prices[1]
-    several = [lowering._price(replace(problem, threads=threads), lowering.cut(problem).form) for threads in (1, 4)]
+    several = [
+        winograd_cut.price(replace(problem, threads=threads), winograd_cut.cut(problem).form) for threads in (1, 4)
+    ]
     assert several[0] == 4 * several[1]

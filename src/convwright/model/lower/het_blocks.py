@@ -21,7 +21,7 @@ from convwright.kernels import direct
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
-from convwright.model.lower import channels, winograd
+from convwright.model.lower import channels, winograd, winograd_cut
 from convwright.model.lower import direct as direct_lowering
 from convwright.model.lower.winograd_forms import ERROR, forms_of
 from convwright.model.problem import Problem
@@ -50,7 +50,7 @@ def grouped(p: Problem, part: int) -> Problem:
         forms = forms_of(named)
         if not isinstance(forms, str) and forms[0].growth * direct_lowering.error_of_sum(named) * share <= ERROR:
             able.append(named)
-    return min(able, key=lambda one: winograd.cut(one).cycles)
+    return min(able, key=lambda one: winograd_cut.cut(one).cycles)
 
 
 def why_not(p: Problem, part: int) -> str | None:
@@ -71,7 +71,7 @@ def cycles(p: Problem, part: int) -> float:
     vectors = spec.out_channels // part // v
     reduction = spec.in_channels // part * (part - 1)
     pointwise = choose_tile(*geometry_of(p).out_size, vectors, part, reduction, p.target).cycles * p.batch / p.threads
-    return winograd.cut(grouped(p, part)).cycles + pointwise
+    return winograd_cut.cut(grouped(p, part)).cycles + pointwise
 
 
 def lower(b: Builder, layer: Layer, spec: HetSpec, p: Problem) -> None:
@@ -79,8 +79,8 @@ def lower(b: Builder, layer: Layer, spec: HetSpec, p: Problem) -> None:
     x = _by_residue(b, layer.node.inputs[0], spec.part, winograd.halo_of(g))
     y = b.blocked_room(b.shape(layer.output))
     _pointwise(b, layer, spec, p, x, y)
-    c = winograd.cut(g)
-    floats = winograd.scratch_floats(g, c)
+    c = winograd_cut.cut(g)
+    floats = winograd_cut.scratch_floats(g, c)
     node = Node("Convolution", layer.node.inputs[:2], [layer.output], {"spec": g.spec}, domain=INTERNAL)
     rest = Layer(node, layer.output, (("residual",), *layer.epilogue))
 

@@ -9,7 +9,7 @@ from convwright.graph.shape_rules.windows import axis_list, window_padding
 from convwright.kernels import global_pool, pool
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.lower import conv, winograd
+from convwright.model.lower import conv, winograd, winograd_cut
 from convwright.model.problem import OPERATORS, problem_of
 from convwright.model.values import Value, blocks_of
 
@@ -35,7 +35,7 @@ def fuse(b: Builder, readers: Mapping[str, list[Layer]]) -> None:
         if layer.output in b.orders or not _halves(b, pool) or not conv.can_lower(b, layer):
             continue
         p = problem_of(b, layer)
-        if conv.algorithm_of(p) is winograd.ROW and winograd.pooled(winograd.cut(p)) is not None:
+        if conv.algorithm_of(p) is winograd.ROW and winograd_cut.pooled(winograd_cut.cut(p)) is not None:
             layer.output, layer.pooled = pool.output, True
             layer.fused.append(pool.node)
             gone.add(id(pool))

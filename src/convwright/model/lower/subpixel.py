@@ -17,7 +17,7 @@ import numpy as np
 
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.lower import channels, direct, winograd
+from convwright.model.lower import channels, direct, winograd, winograd_cut
 from convwright.model.lower.movement import copy_view
 from convwright.model.lower.transposed import axes_of, why_not_phases
 from convwright.model.problem import Algorithm, Problem
@@ -80,11 +80,11 @@ def _halo(p: Problem) -> Halo:
 
 def _cycles(p: Problem) -> float:
     copied = p.batch * p.spec.out_channels * math.prod(p.out_size)
-    return winograd.cut(form_of(p).problem).cycles / winograd.WORTH + _COPY_CYCLES * copied / p.threads
+    return winograd_cut.cut(form_of(p).problem).cycles / winograd.WORTH + _COPY_CYCLES * copied / p.threads
 
 
 def _multiplications(p: Problem) -> int:
-    form = winograd.cut(form_of(p).problem).form
+    form = winograd_cut.cut(form_of(p).problem).form
     own = form_of(p).problem.spec
     return p.batch * form.tiles * form.places * form.deep_taps * own.in_channels * own.out_channels
 
@@ -92,12 +92,14 @@ def _multiplications(p: Problem) -> int:
 def _workspace(p: Problem) -> int:
     form = form_of(p)
     results = math.prod((p.batch, form.problem.spec.out_channels, *form.problem.out_size))
-    return 4 * (p.threads * winograd.scratch_floats(form.problem, winograd.cut(form.problem)) + 2 * results)
+    return 4 * (p.threads * winograd_cut.scratch_floats(form.problem, winograd_cut.cut(form.problem)) + 2 * results)
 
 
 def _error_bound(p: Problem) -> float:
     own = form_of(p).problem
-    return max(winograd.cut(own).form.growth * direct.error_of_sum(p), winograd.error_bound(own, winograd.cut(own)))
+    return max(
+        winograd_cut.cut(own).form.growth * direct.error_of_sum(p), winograd.error_bound(own, winograd_cut.cut(own))
+    )
 
 
 def _lower(b: Builder, layer: Layer, p: Problem) -> None:
@@ -117,8 +119,8 @@ def _lower(b: Builder, layer: Layer, p: Problem) -> None:
                 packed[:, i, j, :, to_row, to_col] = own[:, :, row, col].T
         return packed.reshape(-1, *packed.shape[3:])
 
-    cut = winograd.cut(problem)
-    scratch_thread = winograd.scratch_floats(problem, cut)
+    cut = winograd_cut.cut(problem)
+    scratch_thread = winograd_cut.scratch_floats(problem, cut)
     scratch = Buffer(4 * scratch_thread * b.threads)
     at = Ref(x.buffer, x.offset + 4 * (form.first[0] * x.row + form.first[1] * b.v))
     part = winograd.Part((down, right), kernel, results.ref, (1, 1), scratch, scratch_thread, down * right)

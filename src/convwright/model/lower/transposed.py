@@ -16,7 +16,7 @@ import numpy as np
 
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
-from convwright.model.lower import channels, direct, planar, winograd, winograd_forms
+from convwright.model.lower import channels, direct, planar, winograd, winograd_cut, winograd_forms
 from convwright.model.problem import Algorithm, Problem
 from convwright.model.values import Buffer, Halo, Ref
 from convwright.spec import ConvSpec
@@ -38,7 +38,7 @@ class Phase:
     taps: tuple[tuple[int, ...], tuple[int, ...]]
     first: tuple[int, int]
     problem: Problem
-    cut: winograd.Cut
+    cut: winograd_cut.Cut
 
 
 def axes_of(p: Problem) -> list[planar.Axis]:
@@ -97,7 +97,7 @@ def phases_of(p: Problem) -> tuple[Phase, ...] | str:
             return f"phase {place} of the stride: {reason}"
         forms = winograd_forms.forms_of(problem) if max(kernel) > 1 else (_pointwise(problem),)
         assert not isinstance(forms, str)
-        cut = min((winograd.cut_of(problem, form) for form in forms), key=lambda one: one.cycles)
+        cut = min((winograd_cut.cut_of(problem, form) for form in forms), key=lambda one: one.cycles)
         taps = tuple(tuple(tap for tap, _ in axis) for axis in by_input)
         first = tuple(axis_taps[0][1] - axis.low for axis, axis_taps in zip(axes, by_input, strict=True))
         found.append(Phase(place, taps, first, problem, cut))  # type: ignore[arg-type]  # both are pairs
@@ -137,7 +137,7 @@ def _multiplications(p: Problem) -> int:
 def _scratch_thread(p: Problem) -> int:
     phases = phases_of(p)
     assert not isinstance(phases, str)
-    return max(winograd.scratch_floats(phase.problem, phase.cut) for phase in phases)
+    return max(winograd_cut.scratch_floats(phase.problem, phase.cut) for phase in phases)
 
 
 def _error_bound(p: Problem) -> float:

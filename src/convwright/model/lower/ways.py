@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 
-from convwright.model.lower import conv, winograd
+from convwright.model.lower import conv, winograd, winograd_cut
 from convwright.model.lower.winograd_forms import Form, forms_of
 from convwright.model.problem import Algorithm, Problem
 
@@ -14,7 +14,7 @@ from convwright.model.problem import Algorithm, Problem
 def name_of(row: Algorithm, p: Problem) -> str:
     """The name by which `p.algorithm` asks for what this row does: "direct-blocked", "winograd-4x4"."""
     if row in (winograd.ROW, winograd.DEEP):
-        return _name_of_form(winograd.cut(p).form, p.spec.rank)
+        return _name_of_form(winograd_cut.cut(p).form, p.spec.rank)
     return f"{row.name}-{row.variant}"
 
 
