@@ -27,6 +27,7 @@ what was put together.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
 from convwright.kernels.channels import MOST_SOURCES, permuted
 from convwright.kernels.paired_inputs import IN_PAIRS, TOGETHER, Inputs, prepare
-from convwright.kernels.products import add_pair, keeps_pairs_together
+from convwright.kernels.products import add_pair, keeps_pairs_together, lower_half, whole_of_half
 
 _POINTERS = (
     # pixels: see PIXEL_COLUMNS; places: floats from a pixel's first input to each of its blocks; channel_scales: of
@@ -72,6 +73,7 @@ class PairedTile:
     - `half`: whether half a block follows the whole ones.
     - `placed`: whether a table says where output vectors lie.
     - `gathered`: where tables say of each lane where it lies, how many blocks one is put together of; 0: all lanes.
+    - `halved`: only the lower half of the last output vector counts; the rest of it is stored as anything.
     """
 
     tiles: int
@@ -80,6 +82,7 @@ class PairedTile:
     epilogue: tuple[tuple[object, ...], ...] = ()
     placed: bool = False
     gathered: int | None = None
+    halved: bool = False
 
     @property
     def key(self) -> str:
@@ -90,7 +93,8 @@ class PairedTile:
         return ARGUMENTS if self.gathered is None else GATHERED_ARGUMENTS
 
     def name(self, target: Target) -> str:
-        return f"f32-paired-{self.tiles}x{self.outs}-{target.name}"
+        outs = self.outs - 0.5 if self.halved else self.outs
+        return f"f32-paired-{self.tiles}x{outs}-{target.name}"
 
 
 def in_pairs(channels: int, v: int) -> np.ndarray:
@@ -216,31 +220,44 @@ def multiply(
     k: Kernel, a: Weights, tile: PairedTile, room: ir.Value, sums: ir.Value, out: Int, quarter: Int
 ) -> list[list[ir.Value]]:
     """The sums ``[pixel][out]`` of one register tile; meanwhile a quarter of the next turn's weights is fetched."""
-    squares = [k.load(a.squares, (out + number) * k.v) for number in range(tile.outs)]
+
+    def as_summed(vector: ir.Value, number: int) -> ir.Value:
+        return lower_half(k, vector) if tile.halved and number == tile.outs - 1 else vector
+
+    squares = [as_summed(k.load(a.squares, (out + number) * k.v), number) for number in range(tile.outs)]
     of_pixels = [k.broadcast(k.load_scalar(sums, pixel)) for pixel in range(tile.tiles)]
-    total = [[k.variable(k.sub(square, own)) for square in squares] for own in of_pixels]
+    total = [
+        [k.variable(k.sub(square, as_summed(own, number))) for number, square in enumerate(squares)]
+        for own in of_pixels
+    ]
     weights = k.variable(k.advance(a.w, out * a.w_out))
     coming = k.variable(k.advance(a.w, (out + tile.outs) * a.w_out + quarter * (a.w_out // (4 * k.v) * k.v)))
     inputs = k.variable(room)
+    # Beside half a vector's sums there is no room for the weights of more than one vector.
+    summed = [[number] for number in range(tile.outs)] if tile.halved else [list(range(tile.outs))]
+
+    def weights_of(w: ir.Value, number: int, pair: int) -> list[ir.Value]:
+        own = k.advance(w, a.w_out * number)
+        return [as_summed(k.load(own, (2 * pair + n) * k.v), number) for n in (0, 1)]
+
+    def broadcast(pointer: ir.Value, offset: int) -> ir.Value:
+        return k.broadcast(k.load_scalar(pointer, offset))
 
     def step(channels: int) -> None:
         x, w = inputs.get(), weights.get()
         again = [k.opaque(x) for _ in range(tile.outs)]
         for group in _groups(k, channels // 2):
-            k.b.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
-            vectors = [
-                [[k.load(k.advance(w, a.w_out * o), (2 * pair + n) * k.v) for n in (0, 1)] for o in range(tile.outs)]
-                for pair in group
-            ]
-            for pixel, own in enumerate(total):
-                for number, (one, x) in enumerate(zip(own, again, strict=True)):
-                    for pair, weights_of_pair in zip(group, vectors, strict=True):
-                        b1, b2 = weights_of_pair[number]
+            for numbers in summed:
+                k.b.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
+                vectors = {number: [weights_of(w, number, pair) for pair in group] for number in numbers}
+                for pixel, number in itertools.product(range(tile.tiles), numbers):
+                    one, inputs_of = total[pixel][number], again[number]
+                    for pair, (b1, b2) in zip(group, vectors[number], strict=True):
                         first = pixel * k.v + 2 * pair
                         if pair in IN_PAIRS:
-                            add_pair(k, one, (x, first), (x, first + 1), b1, b2)
+                            add_pair(k, one, (inputs_of, first), (inputs_of, first + 1), b1, b2)
                         else:
-                            a1, a2 = (k.broadcast(k.load_scalar(x, first + n)) for n in (0, 1))
+                            a1, a2 = (as_summed(broadcast(inputs_of, first + n), number) for n in (0, 1))
                             one.set(k.fma(a2, b2, k.fma(a1, b1, one.get())))
             for _ in (pair for pair in group if pair % 2 == 0):
                 for o in range(tile.outs):
@@ -253,7 +270,8 @@ def multiply(
         step(k.v)
     if tile.half:
         step(k.v // 2)
-    return [[own.get() for own in one] for one in total]
+    sums_of = [[own.get() for own in one] for one in total]
+    return [[*own[:-1], whole_of_half(k, own[-1])] for own in sums_of] if tile.halved else sums_of
 
 
 def _groups(k: Kernel, pairs: int) -> list[list[int]]:

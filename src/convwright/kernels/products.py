@@ -46,7 +46,7 @@ def add_products(
 
 
 # One instruction after another: LLVM's scheduler would bring several sums' additions forward, and spill sums.
-_PAIR = "vaddps {}($4){{1to16}}, $7, $1\n\tvaddps {}($5){{1to16}}, $6, $2\n\tvfmadd231ps $1, $2, $0"
+_PAIR = "vaddps {}($4){{1to{}}}, $7, $1\n\tvaddps {}($5){{1to{}}}, $6, $2\n\tvfmadd231ps $1, $2, $0"
 
 
 def add_pair(
@@ -55,15 +55,17 @@ def add_pair(
     """``total += (a1 + b2) * (a2 + b1)``, one product for two (see `kernels.paired`).
 
     - ``a1``, ``a2``: where a scalar lies: a pointer, and floats from there on.
-    - ``b1``, ``b2``: vectors of weights.
+    - ``b1``, ``b2``: vectors of weights; as ``total``, whole ones or lower halves.
     """
     if not keeps_pairs_together(k):
         first, second = (k.broadcast(k.load_scalar(*place)) for place in (a1, a2))
+        if b1.type.count < k.v:
+            first, second = lower_half(k, first), lower_half(k, second)
         total.set(k.fma(k.add(first, b2), k.add(second, b1), total.get()))
         return
-    vector = k.vector_type
+    vector = b1.type
     kind = ir.FunctionType(ir.LiteralStructType([vector] * 3), [vector, PTR, PTR, vector, vector])
-    text = _PAIR.format(a1[1] * k.width, a2[1] * k.width)
+    text = _PAIR.format(a1[1] * k.width, vector.count, a2[1] * k.width, vector.count)
     operands = [total.get(), a1[0], a2[0], b1, b2]
     results = k.b.asm(kind, text, "=v,=&v,=&v,0,r,r,v,v,~{memory}", operands, True)
     total.set(k.b.extract_value(results, 0))
