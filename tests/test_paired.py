@@ -62,6 +62,7 @@ class Work:
     epilogue: Epilogue = ()
     threads: int = 1
     at_end: bool = True
+    halved: bool = False
 
     def check(self, target: Target) -> None:
         rng = np.random.default_rng(self.channels)
@@ -117,7 +118,7 @@ class Work:
             "x_group": 0, "scales_group": 0,
             "blocks": self.channels // v, "w_out": self.channels * v, "scratch_thread": scratch_thread,
         }  # fmt: skip
-        tile = paired.PairedTile(self.tiles, self.outs, self.channels % v > 0, self.epilogue)
+        tile = paired.PairedTile(self.tiles, self.outs, self.channels % v > 0, self.epilogue, halved=self.halved)
         items = self.parts * self.images * strips
         call(tile, paired.emit, paired.ARGUMENTS, values, items, target, self.threads)
         return y
@@ -143,6 +144,22 @@ def test_tiles(target: Target, tiles: int, outs: int) -> None:
 
 
 @each_target
+@pytest.mark.parametrize("outs", [1, 2, 3, 4])
+def test_half_of_the_last_vector(target: Target, outs: int) -> None:
+    """Its lower lanes, all of them or one; whole blocks of inputs and half a block."""
+    v = target.vector
+    for number, (lanes, tiles) in enumerate(itertools.product((1, v // 2), (1, 3, 8, 13))):
+        channels, size = CHANNELS[number % len(CHANNELS)], (3, 5 + number % 2)
+        epilogue: Epilogue = (RESIDUAL, ("relu",)) if number % 2 else ()
+        out_channels = (outs - 1) * v + lanes
+        work = Work(
+            tiles, outs, channels, out_channels, min(15, tiles + number % 3), 1, 2, size, epilogue=epilogue,
+            threads=1 + number % 3, at_end=number % 2 == 0, halved=True,
+        )  # fmt: skip
+        work.check(target)
+
+
+@each_target
 def test_strides_images_and_epilogues(target: Target) -> None:
     epilogues: list[Epilogue] = [(), (("relu",),), (RESIDUAL,), (RESIDUAL, ("relu",)), (("relu",), RESIDUAL)]
     for number, epilogue in enumerate(epilogues):
@@ -152,6 +169,20 @@ def test_strides_images_and_epilogues(target: Target) -> None:
 
 
 # -- planned layers ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def halved_cuts() -> Iterator[None]:
+    """Work is divided so that the last of a group's output vectors is half of one, wherever it can be."""
+    usual = lowering.cut_of
+
+    def cut_of(pixels: int, images: int, reduction: int, out_channels: int, target: Target, *rest: int) -> lowering.Cut:
+        if 0 < out_channels % target.vector <= target.vector // 2:
+            return lowering.Cut(3, -(-out_channels // target.vector), pixels, 1, 1, 0.0, True)
+        return usual(pixels, images, reduction, out_channels, target, *rest)
+
+    with patch.object(lowering, "cut_of", cut_of):
+        yield
 
 
 @contextmanager
@@ -350,6 +381,48 @@ def test_channels_in_the_order_of_a_shuffle(
     compare(plan.run(inputs)["y"], expected, 2e-6 * np.abs(expected).max(), "shuffled")
 
 
+@each_target
+def test_groups_whose_last_vector_is_half_of_one(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each group's outputs begin a vector, where a shuffle, a depthwise layer and one that gathers follow: both of the
+    pointwise layers have their products in pairs, and weights that can be given back."""
+    monkeypatch.setattr(lowering, "adds_beside_multiply_adds", lambda _: True)
+    monkeypatch.setattr(lowering, "_WORTH", 1e9)
+    v, rng = target.vector, np.random.default_rng(0)
+    own, before = 2 * max(v, 8) + v // 2, 3 * max(v, 8)
+    after, strict = 3 * v, own % 8 > 0  # then the last one sums directly
+    specs = [
+        ConvSpec(before, 3 * own, (1, 1), groups=3),
+        ConvSpec(3 * own, 3 * own, (3, 3), padding=1, groups=3 * own),
+        ConvSpec(3 * own, after, (1, 1), groups=3),
+    ]
+    inputs = {"x": rng.standard_normal((2, before, 5, 6)).astype(np.float32)}
+    constants = {
+        f"w{at}": rng.standard_normal(spec.weight_shape).astype(np.float32) for at, spec in enumerate(specs)
+    } | {f"b{at}": rng.standard_normal(spec.out_channels).astype(np.float32) for at, spec in enumerate(specs)}
+    kept = {name: array.copy() for name, array in constants.items()}
+    nodes = [
+        Node("Identity", ["x"], ["i"]),
+        Node("Conv", ["i", "w0", "b0"], ["c"], {"kernel_shape": (1, 1), "group": 3}),
+        Node("ChannelShuffle", ["c"], ["s"], {"groups": 3}, domain="convwright"),
+        Node("Conv", ["s", "w1", "b1"], ["d"], {"kernel_shape": (3, 3), "pads": (1,) * 4, "group": 3 * own}),
+        Node("Conv", ["d", "w2", "b2"], ["p"], {"kernel_shape": (1, 1), "group": 3}),
+        Node("Identity", ["p"], ["y"]),
+    ]
+    with halved_cuts():
+        plan = planned(graph_of(nodes, inputs, ["y"], constants), target, 2, numerics="default")
+    steps = [step for one in plan.steps for step in (one, *one.calls)]
+    tiles = [step.tile for step in steps if step.family is paired]
+    assert [(tile.halved, tile.gathered is not None) for tile in tiles] == [(True, False), (False, True)][: 2 - strict]
+    hidden = reference.channel_shuffle(reference.conv(inputs["x"], constants["w0"], constants["b0"], specs[0]), 3)
+    hidden = reference.conv(hidden, constants["w1"], constants["b1"], specs[1])
+    expected = reference.conv(hidden, constants["w2"], constants["b2"], specs[2])
+    compare(plan.run(inputs)["y"], expected, 4e-6 * np.abs(expected).max(), "halved")
+    weights = plan.builder.weights
+    weights.release()
+    for name, array in kept.items():
+        np.testing.assert_array_equal(weights.array(name), array)
+
+
 # -- where it applies --------------------------------------------------------------------------------------------------
 
 
@@ -412,11 +485,15 @@ def test_cuts_cover_the_pixels_and_fit_registers_and_cache(target: Target) -> No
     for pixels, (own, outs), threads, images in itertools.product(sizes, channels, (1, 2, 5), (1, 3)):
         made = lowering.cut_of(pixels, images, own, outs, target, threads, 256 * 1024)
         vectors = -(-outs // target.vector)
+        assert not made.halved or (made.outs == vectors and outs % target.vector <= target.vector // 2)
         assert made.strip * (made.strips - 1) < pixels <= made.strip * made.strips
         assert (
             1
             <= made.tiles
-            <= min(made.strip, max(most for most, outs in lowering._tiles(own, target) if outs == made.outs))
+            <= min(
+                made.strip,
+                max(most for most, *kind in lowering._tiles_of(own, outs, target) if kind == [made.outs, made.halved]),
+            )
         )
         assert made.outs <= vectors
         assert made.parts <= max(threads, 1)

@@ -223,17 +223,21 @@ def test_winograd(target: Target) -> None:
 
 
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize(("tiles", "outs"), [(10, 2), (11, 2), (22, 1), (5, 3)])
-def test_products_in_pairs(tiles: int, outs: int, half: bool) -> None:
+@pytest.mark.parametrize(
+    ("tiles", "outs", "halved"),
+    [(10, 2, False), (11, 2, False), (22, 1, False), (5, 3, False), (12, 2, True), (8, 3, True), (7, 3, True)],
+)
+def test_products_in_pairs(tiles: int, outs: int, halved: bool, half: bool) -> None:
     """Of 16 channels 11 multiply-adds and 10 additions for a sum, each with its input from memory in the instruction
     itself, and no value on the stack: 1 in 40 instructions there made whole layers 4 to 7 % slower."""
-    target, tile = target_named("avx512"), paired.PairedTile(tiles, outs, half)
+    target, tile = target_named("avx512"), paired.PairedTile(tiles, outs, half, halved=halved)
     text, sums = assembly(tile.key, lambda: paired.emit(tile, target), target), tiles * outs
     (loop,) = [loop for loop in innermost_loops(text) if "vaddps" in "\n".join(loop)]
     vectors = [line for line in loop if VECTOR.search(line)]
     assert sum("vfmadd" in line for line in vectors) == 11 * sums
     assert sum("vaddps" in line for line in vectors) == 10 * sums
-    assert sum("{1to16}" in line for line in vectors) == 16 * sums
+    assert sum("{1to16}" in line for line in vectors) == 16 * tiles * (outs - halved)
+    assert sum("{1to8}" in line for line in vectors) == 16 * tiles * halved
     assert not any("vbroadcastss" in line for line in vectors)
     assert not any("(%rsp" in line for line in vectors)
 

@@ -89,12 +89,16 @@ class PairedTile:
         return f"paired-{self!r}"
 
     @property
+    def vectors(self) -> float:
+        """Of output channels."""
+        return self.outs - 0.5 if self.halved else self.outs
+
+    @property
     def arguments(self) -> Arguments:
         return ARGUMENTS if self.gathered is None else GATHERED_ARGUMENTS
 
     def name(self, target: Target) -> str:
-        outs = self.outs - 0.5 if self.halved else self.outs
-        return f"f32-paired-{self.tiles}x{outs}-{target.name}"
+        return f"f32-paired-{self.tiles}x{self.vectors}-{target.name}"
 
 
 def in_pairs(channels: int, v: int) -> np.ndarray:

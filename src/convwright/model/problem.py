@@ -38,6 +38,7 @@ class Problem:
     - `shuffle`: the groups of a channel shuffle of the output; 0: none.
     - `algorithm`: the name that the caller asks for, "auto" where any will do.
     - `in_order`: whether the input's channels lie in an order of the plan's own (`lower.regroup`).
+    - `in_lanes`: whether the output's do, where each group begins a vector.
     """
 
     spec: ConvSpec
@@ -53,6 +54,7 @@ class Problem:
     shuffle: int = 0
     algorithm: str = "auto"
     in_order: bool = False
+    in_lanes: bool = False
 
     @property
     def out_size(self) -> tuple[int, ...]:

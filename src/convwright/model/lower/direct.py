@@ -15,7 +15,7 @@ from convwright.model.geometry import Geometry, geometry_of
 from convwright.model.lower import channels
 from convwright.model.problem import Algorithm, Problem
 from convwright.model.tiles import Shape, choose_tile, cut_work
-from convwright.model.values import Value, spatial
+from convwright.model.values import Value, blocks_of, spatial
 from convwright.model.weights import Entry, entries_of
 from convwright.runtime.machine import multiply_adds_a_cycle
 
@@ -55,10 +55,11 @@ def why_not(p: Problem, deep: bool = False) -> str | None:
 def cycles(p: Problem) -> float:
     """Estimated: arithmetic and the weights' way from memory, which overlap, not wholly."""
     g, v = geometry_of(p), p.target.vector
-    entries = entries_of(g.out_channels, g.groups, v)
+    own = g.out_channels // g.groups
+    entries = entries_of(g.groups * blocks_of(own, v) * v if p.in_lanes else g.out_channels, g.groups, v)
     reduction = g.own_channels * g.kernel[0] * g.kernel[1]
     vectors = min(vectors_a_group(entries))
-    half = g.groups == 1 and ends_in_half(g.out_channels, p.target)
+    half = (g.groups == 1 or p.in_lanes) and ends_in_half(own, p.target)
     compute = choose_tile(*g.out_size, vectors, len(entries) // vectors, reduction, p.target, half).cycles * p.batch
     memory = 4 * reduction * len(entries) * v / MEMORY_BYTES_A_CYCLE
     return (max(compute, memory) + 0.3 * min(compute, memory)) / p.threads

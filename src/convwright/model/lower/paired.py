@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
 from convwright.codegen.target import Target
-from convwright.graph import Node
 from convwright.kernels import channels as channels_kernel
 from convwright.kernels import paired
 from convwright.model.builder import Builder
@@ -28,6 +27,7 @@ _FEWEST_PIXELS = 8  # fewer sums would wait for each other
 _PRODUCT, _FAR_PRODUCT, _NEAR = 0.355, 0.385, 1024
 _TILE, _STORED = 8.0, 1.6  # of a register tile, and of each vector of its outputs
 _RARE = 1.02  # of tiles of other than two vectors: each kernel takes 80 ms to compile
+_HALVED = 1.1  # of tiles whose last vector is half of one
 _FAR_BYTES_A_CYCLE = 22.0  # from the third level
 _COPIED, _PIXEL = 4.1, 6.0  # of copying a vector of inputs, and of what each pixel takes besides
 _GATHERED = 3.0  # of putting a vector together
@@ -45,6 +45,7 @@ class Cut:
     strips: int
     parts: int
     cycles: float
+    halved: bool = False
 
 
 def why_not(p: Problem) -> str | None:
@@ -54,7 +55,8 @@ def why_not(p: Problem) -> str | None:
         return reason
     spec = p.spec
     own, v = spec.in_channels // spec.groups, p.target.vector
-    if spec.groups > 1 and ((own % v and not p.in_order) or spec.out_channels // spec.groups % v):
+    fills = p.in_lanes or spec.out_channels // spec.groups % v == 0
+    if spec.groups > 1 and ((own % v and not p.in_order) or not fills):
         return f"{spec.in_channels} to {spec.out_channels} channels in {spec.groups} groups, which do not fill vectors"
     multiple = 8 if math.prod(spec.kernel) == 1 else p.target.vector
     if own % multiple or direct.reads_planes(p):
@@ -81,12 +83,23 @@ def why_not_here(p: Problem) -> str | None:
 # (four, where pairs of both sorts are summed in turn) and what is added. With more, some lie on the stack, and 13 x 2
 # takes 1.2 times as long as 11 x 2.
 _MOST = {32: ((25, 1), (22, 1), (11, 2), (5, 3)), 16: ((8, 1), (3, 2))}
+_MOST_HALVED = {2: 12, 3: 8}  # where there are 32 registers and the last vector is half of one
 
 
 def _tiles(reduction: int, target: Target) -> list[tuple[int, int]]:
     """The most pixels, for each number of vectors. Inputs of 25 pixels that fill the second-level cache are waited for
     (ResNet-50's last layer of stride 2 takes 1.2 times as long as with 5 x 3)."""
     return [(most, outs) for most, outs in _MOST[target.registers] if most <= 22 or reduction <= _NEAR]
+
+
+def _tiles_of(reduction: int, out_channels: int, target: Target) -> list[tuple[int, int, bool]]:
+    """As `_tiles`, of as many channels; then whether the last vector is half of one, which tiles of all vectors can
+    have."""
+    vectors = blocks_of(out_channels, target.vector)
+    tiles = [(most, outs, False) for most, outs in _tiles(reduction, target) if outs <= vectors]
+    if vectors in _MOST_HALVED and direct.ends_in_half(out_channels, target):
+        tiles.append((_MOST_HALVED[vectors], vectors, True))
+    return tiles
 
 
 def _product(reduction: int) -> float:
@@ -108,7 +121,7 @@ def cut_of(pixels: int, images: int, reduction: int, out_channels: int, target: 
     fewest = -(-pixels // max(1, room // (4 * reduction)))
     weights = 4 * reduction * vectors * v
     best: Cut | None = None
-    for most, outs in ((most, outs) for most, outs in _tiles(reduction, target) if outs <= vectors):
+    for most, outs, halved in _tiles_of(reduction, out_channels, target):
         for parts in {1, min(threads, -(-vectors // outs))}:
             each = images * parts
             even = -(-fewest * each // threads) * threads // each or 1
@@ -119,6 +132,7 @@ def cut_of(pixels: int, images: int, reduction: int, out_channels: int, target: 
                 out_turns = -(-vectors // outs)
                 part_turns = -(-out_turns // parts)
                 product = (_product(reduction) + _STORED) * tiles * outs + _TILE
+                product *= _HALVED * (outs - 0.5) / outs if halved else 1.0
                 compute = strip * copied + part_turns * turns * product
                 # Weights that do not stay in the second-level cache come from the third once for each strip.
                 far = weights / parts / _FAR_BYTES_A_CYCLE if weights > caches().l2 // 4 else 0.0
@@ -126,7 +140,7 @@ def cut_of(pixels: int, images: int, reduction: int, out_channels: int, target: 
                 cycles = -(-count * each // threads) * (max(compute, far) + 0.3 * min(compute, far))
                 cycles *= 1.0 if outs == 2 else _RARE
                 if best is None or cycles < best.cycles:
-                    best = Cut(tiles, outs, strip, count, parts, cycles)
+                    best = Cut(tiles, outs, strip, count, parts, cycles, halved)
     assert best is not None
     return best
 
@@ -209,32 +223,30 @@ def add(
     """Add the step that computes the layer from `x`, which lies in its halo, to `y`.
 
     `outputs`: where they do not lie as those of a convolution of this geometry; then no residual is added.
-    Where it gives channels to lanes between which others lie (`lower.regroup`), direct summation does it.
     """
     node, v = layer.node, b.v
-    if layer.output in b.orders and b.orders[layer.output].lanes > g.out_channels:
-        direct.add(b, layer, g, x, y, residual)
-        return
     reduction = g.own_channels * math.prod(g.kernel)
     blocks, vectors = blocks_of(reduction, v), blocks_of(g.out_channels // g.groups, v)
     # Within a chain of layers the second-level cache holds what passes between them too.
     room = caches().l2 // (2 if b.threads == b.team else 4)
     pixels = math.prod(g.out_size)
-    read = b.orders.get(node.inputs[0])
+    read, made = b.orders.get(node.inputs[0]), b.orders.get(layer.output)
     c = cut_of(pixels, x.n * g.groups, reduction, g.out_channels // g.groups, b.target, b.threads, room)
     if outputs is not None:
         packed, bias = outputs.packed, outputs.bias
-    elif read is not None:
-        packed, bias = _packed_in_order(b, node, g, read), b.weights.bias(node.input(2), g.out_channels)
     else:
         shape = g.out_channels, g.own_channels, *g.kernel
-        packed = paired_weights.packed(b, node.inputs[1], shape, g.groups)
-        bias = b.weights.bias(node.input(2), g.out_channels)
+        packed = paired_weights.packed(b, node.inputs[1], shape, g.groups, read, made)
+        name = node.input(2)
+        biases = partial(b.weights.bias_in_lanes, order=made, form="direct") if made else b.weights.bias
+        bias = biases(name, g.out_channels)
     lanes = _lanes(g, read, x, b.target) if read is not None else None
     gathered = None if lanes is None else lanes.config.sources if lanes.config.kind != "gather" else 0
     scratch_thread = paired.scratch_floats(c.strip, c.tiles, blocks, v, gathered is not None)
     scratch = Buffer(4 * scratch_thread * b.team)
-    tile = paired.PairedTile(c.tiles, c.outs, reduction % v > 0, layer.epilogue, outputs is not None, gathered)
+    tile = paired.PairedTile(
+        c.tiles, c.outs, reduction % v > 0, layer.epilogue, outputs is not None, gathered, c.halved
+    )
     turns = -(-vectors // c.outs)
     arguments = {
         "x": b.inside(x, g), "w": b.static(packed.weights), "bias": b.static(bias), "y": y.ref,
@@ -255,7 +267,9 @@ def add(
         arguments |= {"sources": b.static(lanes.offsets), "lanes": b.static(lanes.lanes)}
     kind = outputs.kind if outputs else "1x1" if g.kernel == (1, 1) else "dense"
     kind = f"{kind} in {g.groups} groups" if g.groups > 1 else kind
-    why = f"{kind}, products in pairs: {c.strips} strips of {c.strip} pixels, {c.tiles} pixels by {c.outs} vectors"
+    why = (
+        f"{kind}, products in pairs: {c.strips} strips of {c.strip} pixels, {c.tiles} pixels by {tile.vectors} vectors"
+    )
     reads = [x, residual] if residual else [x]
     items = g.groups * c.parts * x.n * c.strips
     b.step(tile.name(b.target), paired, tile, arguments, items, reads, [y], why, g.macs * x.n)
@@ -278,21 +292,6 @@ def _places(g: Geometry, x: Value, v: int) -> np.ndarray:
     down, right = (np.arange(taps) * step for taps, step in zip(g.kernel, g.dilation, strict=True))
     taps = down[:, None] * x.row + right[None] * v
     return (taps[..., None] + np.arange(blocks_of(g.own_channels, v)) * x.block).reshape(-1)
-
-
-def _packed_in_order(b: Builder, node: Node, g: Geometry, read: Order) -> paired_weights.Packed:
-    """Weights of a pointwise layer, each group's channels in the order of their places."""
-    own = g.out_channels // g.groups
-    order = np.repeat(np.argsort(read.places.reshape(g.groups, -1)), own, 0)
-    flat = g.out_channels, g.own_channels
-
-    def rows(weight: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(weight.reshape(flat), order, 1)
-
-    def back(made: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(made, np.argsort(order), 1)
-
-    return paired_weights.packed_rows(b, node.inputs[1], (read.name,), flat, rows, back, g.groups)
 
 
 def _lanes(g: Geometry, read: Order, x: Value, target: Target) -> channels_kernel.Choice:

@@ -16,7 +16,7 @@ from convwright.codegen.target import Target
 from convwright.kernels import paired
 from convwright.model.builder import Builder
 from convwright.model.packing import Rows
-from convwright.model.values import blocks_of
+from convwright.model.values import Order, blocks_of, in_lanes
 from convwright.runtime.memory import aligned_empty
 
 _TINY = float(np.finfo(np.float32).tiny)
@@ -37,18 +37,32 @@ class Packed:
     out_scales: np.ndarray
 
 
-def packed(b: Builder, name: str, shape: tuple[int, int, int, int], groups: int = 1) -> Packed:
-    """Of the constant `[K, C/groups, kh, kw]`: of each output, the channels of one tap after another."""
+def packed(
+    b: Builder, name: str, shape: tuple[int, int, int, int], groups: int = 1, read: Order | None = None,
+    made: Order | None = None,
+) -> Packed:  # fmt: skip
+    """Of the constant `[K, C/groups, kh, kw]`: of each output, the channels of one tap after another.
+
+    `read`: the input's order, if the plan has one of its own: then each group's channels follow their places, and there
+    is one tap. `made`: the output's, which gives each output its lane.
+    """
     outputs, own, *kernel = shape
     flat = outputs, own * math.prod(kernel)
+    order = None if read is None else np.repeat(np.argsort(read.places.reshape(groups, -1)), outputs // groups, 0)
 
     def rows(weight: np.ndarray) -> np.ndarray:
-        return weight.reshape(shape).transpose(0, 2, 3, 1).reshape(flat)
+        matrix = weight.reshape(shape).transpose(0, 2, 3, 1).reshape(flat)
+        matrix = matrix if order is None else np.take_along_axis(matrix, order, 1)
+        return matrix if made is None else in_lanes(matrix, made.made, made.lanes)
 
-    def back(made: np.ndarray) -> np.ndarray:
-        return made.reshape(outputs, *kernel, own).transpose(0, 3, 1, 2)
+    def back(packed: np.ndarray) -> np.ndarray:
+        matrix = packed if made is None else packed[made.made]
+        matrix = matrix if order is None else np.take_along_axis(matrix, np.argsort(order), 1)
+        return matrix.reshape(outputs, *kernel, own).transpose(0, 3, 1, 2)
 
-    return packed_rows(b, name, (), flat, rows, back, groups)
+    key = tuple(own.name for own in (read, made) if own is not None)
+    lanes = outputs if made is None else made.lanes
+    return packed_rows(b, name, (read is not None, *key), (lanes, flat[1]), rows, back, groups)
 
 
 def packed_rows(

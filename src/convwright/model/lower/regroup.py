@@ -44,7 +44,7 @@ def settle(b: Builder, readers: Mapping[str, list[Layer]]) -> None:
         order = order_behind(p, b.v)
         if p.shuffle == 0 and order.lanes == p.spec.out_channels:
             continue
-        b.problems[id(layer)] = replace(p, shuffle=0)
+        b.problems[id(layer)] = replace(p, shuffle=0, in_lanes=order.lanes > p.spec.out_channels)
         b.problems[id(passage.last)] = replace(problem_of(b, passage.last), in_order=True)
         layer.shuffle = 0
         for one in (layer, *passage.between):
