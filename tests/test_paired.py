@@ -113,7 +113,7 @@ class Work:
             **source.arguments("x"), **y.arguments("y"),
             **{name.replace("residual", "r", "_" in name): value
                for name, value in added.arguments("residual").items()},
-            "out_places": 0, "parts": self.parts, "part_turns": -(-turns // self.parts),
+            "out_places": 0, "groups": 1, "part_turns": -(-turns // self.parts),
             "vectors": vectors, "images": self.images, "strips": strips, "strip": self.strip, "all_pixels": pixels,
             "x_group": 0, "scales_group": 0,
             "blocks": self.channels // v, "w_out": self.channels * v, "scratch_thread": scratch_thread,

@@ -49,10 +49,11 @@ _POINTERS = (
     "x w bias y residual scratch pixels places channel_scales squares out_scales out_places"
 )
 _INTEGERS = (
-    # work: item -> (group of channels, part of its output vectors, image, strip of pixels); vectors and part_turns: of
+    # work: item -> (part of the output vectors, image, strip of pixels, group of channels), so that a thread does all
+    # groups of its pixels, which it is likely to have made; vectors and part_turns: of
     # a group, and how many times `outs` vectors make a part; blocks: whole blocks that a pixel reads; x_group and
     # scales_group: floats from a group's inputs and channel scales to the next one's
-    "parts part_turns vectors images strips strip all_pixels blocks x_image x_group scales_group w_out y_image y_block "
+    "groups part_turns vectors images strips strip all_pixels blocks x_image x_group scales_group w_out y_image y_block "
     "r_image r_block scratch_thread"
 )
 ARGUMENTS = Arguments(_POINTERS, _INTEGERS)
@@ -131,9 +132,9 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
     channels = k.b.sitofp((a.blocks * k.v + (k.v // 2 if tile.half else 0)).value, k.scalar_type)
     a_channel = k.div(ir.Constant(k.scalar_type, 1.0), channels)
     with k.loop(k.begin, k.end) as item:
-        rest, strip = item // a.strips, item % a.strips
-        rest, image = rest // a.images, rest % a.images
-        group, part = rest // a.parts, rest % a.parts
+        rest, group = item // a.groups, item % a.groups
+        rest, strip = rest // a.strips, rest % a.strips
+        part, image = rest // a.images, rest % a.images
         first = k.smaller(strip * a.strip, a.all_pixels - a.strip)
         pixels = k.b.gep(a.pixels, [(first * PIXEL_COLUMNS).value], source_etype=I64)
         x = k.advance(a.x, image * a.x_image + group * a.x_group)

@@ -255,7 +255,7 @@ def add(
         "places": b.static(_places(g, x, v) if lanes is None else np.arange(blocks) * paired.gathered_block(tile, v)),
         "channel_scales": b.static(packed.channel_scales), "squares": b.static(packed.squares),
         "out_scales": b.static(packed.out_scales), "out_places": b.static(outputs.places) if outputs else 0,
-        "parts": c.parts, "part_turns": -(-turns // c.parts), "vectors": vectors, "images": x.n,
+        "groups": g.groups, "part_turns": -(-turns // c.parts), "vectors": vectors, "images": x.n,
         "strips": c.strips, "strip": c.strip, "all_pixels": pixels,
         "blocks": reduction // v, "x_image": x.image,
         "x_group": blocks_of(g.own_channels, v) * x.block if lanes is None else 0,
