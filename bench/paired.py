@@ -22,6 +22,7 @@ LAYERS = (
     ("ResNet-50", 56, 64, 256), ("ResNet-50", 28, 512, 128), ("ResNet-50", 14, 256, 1024), ("ResNet-50", 7, 2048, 512),
     ("MobileNet v1", 56, 128, 128), ("MobileNet v1", 14, 512, 512), ("MobileNet v1", 7, 1024, 1024),
     ("MobileNet v2", 28, 32, 192), ("Xception", 19, 728, 728), ("Inception v3", 17, 768, 192),
+    ("MobileNet v2", 56, 144, 24), ("a group of ShuffleNet v1", 14, 160, 40), ("a group of ShuffleNet v1", 28, 80, 40),
 )  # fmt: skip
 """Network, rows and columns of pixels, channels in and out."""
 WAYS = ("direct-blocked", "paired")

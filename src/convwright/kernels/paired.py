@@ -49,12 +49,12 @@ _POINTERS = (
     "x w bias y residual scratch pixels places channel_scales squares out_scales out_places"
 )
 _INTEGERS = (
-    # work: item -> (part of the output vectors, image, strip of pixels, group of channels), so that a thread does all
-    # groups of its pixels, which it is likely to have made; vectors and part_turns: of
-    # a group, and how many times `outs` vectors make a part; blocks: whole blocks that a pixel reads; x_group and
-    # scales_group: floats from a group's inputs and channel scales to the next one's
-    "groups part_turns vectors images strips strip all_pixels blocks x_image x_group scales_group w_out y_image y_block "
-    "r_image r_block scratch_thread"
+    # work: item -> (part of the output vectors, image, strip of pixels, group of channels): a thread does all groups of
+    # its pixels, whose inputs it is likely to have made; vectors and part_turns: of a group, and how many times `outs`
+    # vectors make a part; blocks: whole blocks that a pixel reads; x_group and scales_group: floats from a group's
+    # inputs and channel scales to the next one's
+    "groups part_turns vectors images strips strip all_pixels blocks x_image x_group scales_group w_out y_image "
+    "y_block r_image r_block scratch_thread"
 )
 ARGUMENTS = Arguments(_POINTERS, _INTEGERS)
 # sources: floats from x to the blocks that a block of a group is put together of; lanes: as in `kernels.channels`
