@@ -271,6 +271,7 @@ def _multiply_in_pairs(k: Kernel, a: Reader, tile: DeformableTile, columns: ir.V
     sums = k.advance(room, turns * tile_floats)
     factors = k.advance(sums, turns * tile_numbers)
     a_channel = k.div(ir.Constant(k.scalar_type, 1.0), _real(k, blocks * k.v))
+    likely = k.variable(k.splat_int(paired_inputs.ONE))
     with k.loop(0, turns) as turn:
         left = k.smaller(turn * own.tiles, a.chunk - own.tiles)
         together = min(paired_inputs.TOGETHER, own.tiles)
@@ -279,24 +280,20 @@ def _multiply_in_pairs(k: Kernel, a: Reader, tile: DeformableTile, columns: ir.V
             places = [(left + pixel + number) * k.v for number in range(together)]
             to = k.advance(room, turn * tile_floats + pixel * k.v)
             numbers = (k.advance(base, turn * tile_numbers + pixel) for base in (sums, factors))
-            paired_inputs.prepare(k, inputs, columns, places, a_channel, to, own.tiles, *numbers)
+            paired_inputs.prepare(k, inputs, columns, places, a_channel, likely, to, own.tiles, *numbers)
     with k.loop(0, a.tiles, own.outs) as wanted, k.loop(0, turns) as turn:
         out = k.smaller(wanted, a.tiles - own.outs)
         left = k.smaller(turn * own.tiles, a.chunk - own.tiles)
         total = paired.multiply(
             k, weights, own, k.advance(room, turn * tile_floats), k.advance(sums, turn * tile_numbers), out, turn % 4
         )
-        scales = [k.load(a.out_scales, (out + number) * k.v) for number in range(own.outs)]
-        biases = [k.load(a.bias, (out + number) * k.v) for number in range(own.outs)]
-        for column, vectors in enumerate(total):
-            back = k.broadcast(k.load_scalar(factors, turn * tile_numbers + column))
-            vectors[:] = [
-                k.fma(vector, k.mul(scale, back), bias)
-                for vector, scale, bias in zip(vectors, scales, biases, strict=True)
-            ]
         y = k.advance(a.y, image * a.y_image + out * a.y_block)
         residual = k.advance(a.residual, image * a.r_image + out * a.r_block)
-        store_tile(k, a, tile.product, total, y, residual, 0, first + left, [None] * own.outs)
+
+        def store(results: list[list[ir.Value]], y: ir.Value = y, r: ir.Value = residual, left: Int = left) -> None:
+            store_tile(k, a, tile.product, results, y, r, 0, first + left, [None] * own.outs)
+
+        paired.restore(k, a, k.advance(factors, turn * tile_numbers), out, total, store)
 
 
 def _sum_spread(

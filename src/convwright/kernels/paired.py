@@ -28,7 +28,7 @@ what was put together.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,7 @@ from convwright.codegen.target import Target
 from convwright.kernels.activations import apply
 from convwright.kernels.arguments import Arguments, Reader
 from convwright.kernels.channels import MOST_SOURCES, permuted
-from convwright.kernels.paired_inputs import IN_PAIRS, TOGETHER, Inputs, prepare
+from convwright.kernels.paired_inputs import IN_PAIRS, ONE, TOGETHER, Inputs, prepare
 from convwright.kernels.products import add_pair, keeps_pairs_together, lower_half, whole_of_half
 
 _POINTERS = (
@@ -143,6 +143,7 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
             Inputs(a.places, channel_scales, a.blocks, tile.half),
             Weights(a.w, a.w_out, a.squares, a.blocks),
         )
+        likely = k.variable(k.splat_int(ONE))
         with k.loop(0, turns) as turn:
             own = k.b.gep(pixels, [(_start(k, a, tile, turn) * PIXEL_COLUMNS).value], source_etype=I64)
             of_turn = [k.advance(base, turn * (k.v * vectors_of(tile, k.v))) for base in (sums, factors)]
@@ -153,11 +154,11 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
                 to = k.advance(room, turn * tile_floats + pixel * k.v)
                 of_pixels = [k.advance(base, pixel) for base in of_turn]
                 if tile.gathered is None:
-                    prepare(k, inputs, x, places, a_channel, to, tile.tiles, *of_pixels)
+                    prepare(k, inputs, x, places, a_channel, likely, to, tile.tiles, *of_pixels)
                 else:
                     _gather(k, a, tile, x, places, group, spare)
                     pixels_of = [number * k.v for number in range(together)]
-                    prepare(k, inputs, spare, pixels_of, a_channel, to, tile.tiles, *of_pixels)
+                    prepare(k, inputs, spare, pixels_of, a_channel, likely, to, tile.tiles, *of_pixels)
         y, residual = k.advance(a.y, image * a.y_image), k.advance(a.residual, image * a.r_image)
         start = part * a.part_turns * tile.outs
         stop = k.minimum(start + a.part_turns * tile.outs, a.vectors)
@@ -288,25 +289,67 @@ def _groups(k: Kernel, pairs: int) -> list[list[int]]:
     return [own for group in together if (own := [pair for pair in group if pair < pairs])]
 
 
+def restore(
+    k: Kernel,
+    a: Reader,
+    factors: ir.Value,
+    out: Int,
+    total: list[list[ir.Value]],
+    store: Callable[[list[list[ir.Value]]], None],
+) -> None:
+    """``store`` what a register tile's sums ``[pixel][out]`` become: times the outputs' scales and the pixels' factors,
+    and with the bias. Usually all pixels have one factor, so that both are multiplied once."""
+    scales, biases = (
+        [k.load(base, (out + number) * k.v) for number in range(len(total[0]))] for base in (a.out_scales, a.bias)
+    )
+
+    def scaled(factor: ir.Value) -> list[ir.Value]:
+        return [k.mul(scale, factor) for scale in scales]
+
+    def finish(sums: list[ir.Value], by: list[ir.Value]) -> list[ir.Value]:
+        return [k.fma(*numbers) for numbers in zip(sums, by, biases, strict=True)]
+
+    of_pixels = [k.broadcast(k.load_scalar(factors, pixel)) for pixel in range(len(total))]
+    with k.either(_is_one(k, factors, len(total))) as (one, several):
+        with one:
+            common = scaled(of_pixels[0])
+            store([finish(sums, common) for sums in total])
+        with several:
+            store([finish(sums, scaled(factor)) for sums, factor in zip(total, of_pixels, strict=True)])
+
+
+def _is_one(k: Kernel, factors: ir.Value, pixels: int) -> ir.Value:
+    """Whether all pixels have the first one's factor."""
+    first = k.broadcast(k.load_scalar(factors))
+    unlike = ir.Constant(k.mask_type, [False] * k.v)
+    for start in range(0, pixels, k.v):
+        own = k.b.fcmp_unordered("!=", k.load(factors, start), first)
+        unlike = k.b.or_(
+            unlike, k.b.and_(own, ir.Constant(k.mask_type, [start + lane < pixels for lane in range(k.v)]))
+        )
+    lanes = ir.IntType(k.v)
+    return k.b.icmp_unsigned("==", k.b.bitcast(unlike, lanes), ir.Constant(lanes, 0))
+
+
 def _store(
-    k: Kernel, a: Reader, tile: PairedTile, total: Sequence[Sequence[ir.Value]], y: ir.Value, residual: ir.Value,
+    k: Kernel, a: Reader, tile: PairedTile, total: list[list[ir.Value]], y: ir.Value, residual: ir.Value,
     pixels: ir.Value, factors: ir.Value, out: Int,
 ) -> None:  # fmt: skip
-    scales = [k.load(a.out_scales, (out + number) * k.v) for number in range(tile.outs)]
-    biases = [k.load(a.bias, (out + number) * k.v) for number in range(tile.outs)]
     if tile.placed:
         places = [k.load_int(a.out_places, out + number) for number in range(tile.outs)]
     else:
         y, places = k.advance(y, out * a.y_block), [a.y_block * number for number in range(tile.outs)]
     residual = k.advance(residual, out * a.r_block)
-    for pixel, vectors in enumerate(total):
-        back = k.broadcast(k.load_scalar(factors, pixel))
-        y_at, r_at = (k.load_int(pixels, pixel * PIXEL_COLUMNS + column) for column in (1, 2))
-        for number, vector in enumerate(vectors):
-            vector = k.fma(vector, k.mul(scales[number], back), biases[number])
-            for operation in tile.epilogue:
-                if operation[0] == "residual":
-                    vector = k.add(vector, k.load(residual, a.r_block * number + r_at))
-                else:
-                    vector = apply(k, operation, vector)
-            k.store(vector, y, places[number] + y_at)
+
+    def store(results: list[list[ir.Value]]) -> None:
+        for pixel, vectors in enumerate(results):
+            y_at, r_at = (k.load_int(pixels, pixel * PIXEL_COLUMNS + column) for column in (1, 2))
+            for number, vector in enumerate(vectors):
+                for operation in tile.epilogue:
+                    if operation[0] == "residual":
+                        vector = k.add(vector, k.load(residual, a.r_block * number + r_at))
+                    else:
+                        vector = apply(k, operation, vector)
+                k.store(vector, y, places[number] + y_at)
+
+    restore(k, a, factors, out, total, store)

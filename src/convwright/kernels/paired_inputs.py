@@ -3,17 +3,18 @@ there, and the sum of its a1 a2."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
 
-from convwright.codegen.lang import I32, Int, Integer, Kernel
+from convwright.codegen.lang import I32, Int, Integer, Kernel, Variable
 
 IN_PAIRS = (1, 2, 3, 5, 7)
 """Pairs of channels, of eight or fewer that are summed in turn, that become one product."""
 
 TOGETHER = 4  # pixels that are copied together: enough that they do not wait for each other
+ONE = 127  # the exponent of 1, as float32 hold it
 _FOUR = ir.Constant(ir.VectorType(I32, 4), [0, 1, 2, 3])
 _Combine = Callable[[ir.Value, ir.Value], ir.Value]
 
@@ -33,21 +34,30 @@ class Inputs:
 
 
 def prepare(
-    k: Kernel, a: Inputs, x: ir.Value, pixels: Sequence[Integer], a_channel: ir.Value, to: ir.Value, apart: int,
-    sums: ir.Value, factors: ir.Value,
+    k: Kernel, a: Inputs, x: ir.Value, pixels: Sequence[Integer], a_channel: ir.Value, likely: Variable,
+    to: ir.Value, apart: int, sums: ir.Value, factors: ir.Value,
 ) -> None:  # fmt: skip
     """Copy the channels of up to four pixels, scaled, and sum their a1 a2.
 
     - ``pixels``: floats from ``x`` to each pixel's first input. ``a_channel``: one divided by the number of channels.
+    - ``likely``: the exponent, in all lanes, of the power of two that pixels before these were multiplied by. So are
+      these; what another one belongs to is copied once more, with the same result.
     - ``to``: where the copies go, ``[block][pixel][v]``, blocks ``apart`` pixels from each other.
     - ``sums``, ``factors``: of each pixel the sum of its a1 a2, and what its outputs are multiplied by.
     """
+    firsts = ir.Constant(k.mask_type, [lane % 2 == 0 and lane // 2 in IN_PAIRS for lane in range(k.v)])
 
-    def scaled(block: Integer, mask: ir.Value | None) -> Iterator[ir.Value]:
-        scales = k.load(a.channel_scales, block * k.v, mask)
-        here = k.advance(x, k.load_int(a.places, block))
-        for place in pixels:
-            yield k.mul(k.load(here, place, mask), scales)
+    def scaled(block: Integer, mask: ir.Value | None, by: Sequence[ir.Value], common: bool = False) -> list[ir.Value]:
+        """A block of each pixel, multiplied by its channels' scales and by each of ``by``, or by what is common."""
+        scales, here = k.load(a.channel_scales, block * k.v, mask), k.advance(x, k.load_int(a.places, block))
+        if common:
+            scales, by = k.mul(scales, by[0]), ()
+        vectors = [k.mul(k.load(here, place, mask), scales) for place in pixels]
+        return [k.mul(vector, own) for vector, own in zip(vectors, by, strict=True)] if by else vectors
+
+    def store(vectors: Sequence[ir.Value], block: Integer) -> None:
+        for pixel, vector in enumerate(vectors):
+            k.store(vector, to, block * (apart * k.v) + pixel * k.v)
 
     def products(so_far: ir.Value, vector: ir.Value) -> ir.Value:
         seconds = k.shuffle(vector, vector, [lane ^ 1 for lane in range(k.v)])
@@ -59,51 +69,57 @@ def prepare(
     def largest_of(so_far: ir.Value, vector: ir.Value) -> ir.Value:
         return k.max(so_far, k.unary("fabs", vector))
 
-    def looked(*looks: tuple[_Combine, _Combine], by: Sequence[ir.Value] = ()) -> list[ir.Value]:
-        """Of the pixels, a lane each: what the first of a pair of functions makes of so much and a further vector,
-        multiplied by those of ``by``, and of its lanes the second."""
+    def look(
+        vectors: Callable[[Integer, ir.Value | None], Sequence[ir.Value]], *looks: tuple[_Combine, _Combine]
+    ) -> list[ir.Value]:
+        """Of the pixels, a lane each: what the first of a pair of functions makes of so much and a further vector, and
+        of its lanes the second."""
         results = [[k.variable(k.splat(0.0)) for _ in pixels] for _ in looks]
 
-        def look(block: Integer, mask: ir.Value | None) -> None:
-            for pixel, vector in enumerate(scaled(block, mask)):
-                vector = k.mul(vector, by[pixel]) if by else vector
+        def at(block: Integer, mask: ir.Value | None) -> None:
+            for pixel, vector in enumerate(vectors(block, mask)):
                 for (combine, _), own in zip(looks, results, strict=True):
                     own[pixel].set(combine(own[pixel].get(), vector))
 
-        _each_block(k, a, look)
+        _each_block(k, a, at)
         return [_of_lanes(k, [one.get() for one in own], over) for (_, over), own in zip(looks, results, strict=True)]
+
+    def copied(block: Integer, mask: ir.Value | None) -> list[ir.Value]:
+        vectors = scaled(block, mask, [_powers_of_two(k, likely.get())], common=True)
+        store(vectors, block)
+        return vectors
 
     def scales_of(exponents: ir.Value) -> list[ir.Value]:
         powers = _powers_of_two(k, exponents)
         return [k.shuffle(powers, powers, [pixel] * k.v) for pixel in range(len(pixels))]
 
-    firsts = ir.Constant(k.mask_type, [lane % 2 == 0 and lane // 2 in IN_PAIRS for lane in range(k.v)])
-    squares, own_products = looked((squares_of, k.add), (products, k.add))
-    exponents, usual = _exponents_of_squares(k, k.mul(squares, k.broadcast(a_channel)))
-    powers = _powers_of_two(k, exponents)
-    wanted, total = k.variable(exponents), k.variable(k.mul(k.mul(own_products, powers), powers))
-    lanes = ir.IntType(k.v)
-    with k.when(k.b.icmp_unsigned("!=", k.b.bitcast(usual, lanes), ir.Constant(lanes, -1))):
-        # Squares too large or too small, or all inputs zeros.
-        (largest,) = looked((largest_of, k.max))
-        wanted.set(k.select(usual, exponents, _exponents_of_largest(k, largest)))
-        (again,) = looked((products, k.add), by=scales_of(wanted.get()))
-        total.set(k.select(usual, total.get(), again))
-    back = _powers_of_two(k, k.b.sub(k.splat_int(254), wanted.get()))
+    squares, own_products = look(copied, (squares_of, k.add), (products, k.add))
+    means = k.mul(squares, k.broadcast(a_channel))
+    wanted, usual = _exponents_of_squares(k, means, likely.get())
+    exponents, total = k.variable(wanted), k.variable(own_products)
+    with k.when(_not_all(k, k.b.icmp_signed("==", wanted, likely.get()))):
+        change = _powers_of_two(k, k.b.add(k.b.sub(wanted, likely.get()), k.splat_int(127)))
+        total.set(k.mul(k.mul(own_products, change), change))
+        with k.when(_not_all(k, usual)):
+            # Squares too large or too small, or all inputs zeros.
+            ones = [k.splat(1.0)]
+            (largest,) = look(lambda block, mask: scaled(block, mask, ones, common=True), (largest_of, k.max))
+            exponents.set(k.select(usual, wanted, _exponents_of_largest(k, largest)))
+            scales = scales_of(exponents.get())
+            (again,) = look(lambda block, mask: scaled(block, mask, scales), (products, k.add))
+            total.set(k.select(usual, total.get(), again))
+        scales = scales_of(exponents.get())
+        _each_block(k, a, lambda block, mask: store(scaled(block, mask, scales), block))
+        last = [len(pixels) - 1] * k.v
+        next_ones = k.select(usual, wanted, likely.get())
+        likely.set(k.shuffle(next_ones, next_ones, last))
+    back = _powers_of_two(k, k.b.sub(k.splat_int(254), exponents.get()))
     for vector, base in ((total.get(), sums), (back, factors)):
         if len(pixels) == 4:
             k.b.store(k.b.shuffle_vector(vector, vector, _FOUR), base, align=k.width)
         else:
             for pixel in range(len(pixels)):
                 k.store_scalar(k.extract(vector, pixel), base, pixel)
-    scales = scales_of(wanted.get())
-
-    def copy(block: Integer, mask: ir.Value | None) -> None:
-        place = block * (apart * k.v)
-        for pixel, (vector, scale) in enumerate(zip(scaled(block, mask), scales, strict=True)):
-            k.store(k.mul(vector, scale), to, place + pixel * k.v)
-
-    _each_block(k, a, copy)
 
 
 def _of_lanes(k: Kernel, vectors: Sequence[ir.Value], over: _Combine) -> ir.Value:
@@ -135,19 +151,24 @@ def _each_block(k: Kernel, a: Inputs, work: Callable[[Integer, ir.Value | None],
         work(a.blocks, k.mask(0, k.v // 2))
 
 
-def _exponents_of_squares(k: Kernel, means: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """The exponents, as float32 hold them, of the powers of two that bring the roots of `means`, which are not
-    negative, between the roots of 1/2 and 2; and where the squares neither overflowed nor came near to 0."""
-    exponents = k.b.lshr(k.b.bitcast(means, k.int_vector_type), k.splat_int(23))
-    usual = k.b.icmp_unsigned("<", k.b.sub(exponents, k.splat_int(27)), k.splat_int(200))
-    return k.b.sub(k.splat_int(190), k.b.lshr(exponents, k.splat_int(1))), usual
+def _exponents_of(k: Kernel, numbers: ir.Value) -> ir.Value:
+    """As float32 hold them, of numbers that are not negative."""
+    return k.b.lshr(k.b.bitcast(numbers, k.int_vector_type), k.splat_int(23))
+
+
+def _exponents_of_squares(k: Kernel, means: ir.Value, of_inputs: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The exponents, as float32 hold them, of the powers of two that bring the roots of mean squares between those of
+    1/2 and 2, where `of_inputs` is that of the power inputs had been multiplied by; and where they are not far from
+    1's, so that squares neither overflow nor come near 0, whichever of such powers they had been multiplied by."""
+    wanted = k.b.add(of_inputs, k.b.sub(k.splat_int(63), k.b.lshr(_exponents_of(k, means), k.splat_int(1))))
+    usual = k.b.icmp_unsigned("<", k.b.sub(wanted, k.splat_int(ONE - 30)), k.splat_int(61))
+    return wanted, usual
 
 
 def _exponents_of_largest(k: Kernel, largest: ir.Value) -> ir.Value:
     """As of squares, but of the powers of two that bring `largest` between 2 and 4; for infinities and NaN, the
     nearest that has an inverse; for zeros one whose inverse is 0: nothing is left of how their sums are rounded."""
-    exponents = k.b.lshr(k.b.bitcast(largest, k.int_vector_type), k.splat_int(23))
-    wanted = k.b.sub(k.splat_int(255), exponents)
+    wanted = k.b.sub(k.splat_int(255), _exponents_of(k, largest))
     wanted = k.select(k.b.icmp_signed(">", wanted, k.splat_int(253)), k.splat_int(253), wanted)
     wanted = k.select(k.b.icmp_signed("<", wanted, k.splat_int(1)), k.splat_int(1), wanted)
     return k.select(k.b.fcmp_ordered("==", largest, k.splat(0.0)), k.splat_int(254), wanted)
@@ -155,3 +176,8 @@ def _exponents_of_largest(k: Kernel, largest: ir.Value) -> ir.Value:
 
 def _powers_of_two(k: Kernel, exponents: ir.Value) -> ir.Value:
     return k.b.bitcast(k.b.shl(exponents, k.splat_int(23)), k.vector_type)
+
+
+def _not_all(k: Kernel, mask: ir.Value) -> ir.Value:
+    lanes = ir.IntType(k.v)
+    return k.b.icmp_unsigned("!=", k.b.bitcast(mask, lanes), ir.Constant(lanes, -1))
