@@ -21,7 +21,7 @@ from convwright.kernels.arguments import Arguments
 ARGUMENTS = Arguments(
     # offsets: int64 [blocks][sources], floats from x to an input block; lanes: int32 [blocks][v]
     "x y offsets lanes",
-    # work: item -> (image, output block, chunk of rows)
+    # work: item -> (image, chunk of rows, output block)
     "blocks chunks chunk_rows rows cols x_image x_row y_image y_block y_row",
 )
 
@@ -108,8 +108,8 @@ def emit(config: Channels, target: Target) -> ir.Module:
     k = Kernel(target)
     a = ARGUMENTS.read(k)
     with k.loop(k.begin, k.end) as item:
-        plane, chunk = item // a.chunks, item % a.chunks
-        image, block = plane // a.blocks, plane % a.blocks
+        part, block = item // a.blocks, item % a.blocks
+        image, chunk = part // a.chunks, part % a.chunks
         x = k.advance(a.x, image * a.x_image)
         y = k.advance(a.y, image * a.y_image + block * a.y_block)
         lanes = None if config.kind == "copy" else k.load_ints(a.lanes, block * k.v)

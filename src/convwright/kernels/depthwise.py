@@ -25,7 +25,7 @@ from convwright.kernels.arguments import Arguments, Reader
 
 _POINTERS = "x w bias y residual"
 _INTEGERS = (
-    # work: item -> (image, block, chunk of output rows)
+    # work: item -> (image, chunk of output rows, block)
     "blocks chunks chunk_rows out_rows out_cols col_tiles taps_high taps_wide "
     "x_image x_block x_row x_tap_row x_tap_col y_image y_block y_row r_image r_block r_row "
     "stride_high pad_high end_high stride_wide pad_wide end_wide"  # of a clipped kernel; ends: padding and size
@@ -99,8 +99,8 @@ def emit(tile: DepthwiseTile, target: Target) -> ir.Module:
     k = Kernel(target)
     a = tile.arguments.read(k)
     with k.loop(k.begin, k.end) as item:
-        plane, chunk = item // a.chunks, item % a.chunks
-        image, block = plane // a.blocks, plane % a.blocks
+        part, block = item // a.blocks, item % a.blocks
+        image, chunk = part // a.chunks, part % a.chunks
         x = k.advance(a.x, image * a.x_image + block * a.x_block)
         y = k.advance(a.y, image * a.y_image + block * a.y_block)
         residual = k.advance(a.residual, image * a.r_image + block * a.r_block)

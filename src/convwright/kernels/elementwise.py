@@ -79,7 +79,7 @@ class Elementwise:
     def arguments(self) -> Arguments:
         """Pointers ``y x0 x1 ...``; then the work, the strides of ``y``, and of every operand those its kind has.
 
-        Work item -> (image, block, chunk of ``chunk_rows`` rows), the chunk fastest.
+        Work item -> (image, chunk of ``chunk_rows`` rows, block), the block fastest.
         """
         strides = [f"x{place}_{axis}" for place, kind in enumerate(self.operands) for axis in KINDS[kind].split()]
         work = "blocks chunks chunk_rows rows cols y_image y_block y_row"
@@ -198,8 +198,8 @@ def emit(config: Elementwise, target: Target) -> ir.Module:
     a = config.arguments.read(k)
     used = set(_used(config.expression))
     with k.loop(k.begin, k.end) as item:
-        plane, chunk = item // a.chunks, item % a.chunks
-        image, block = plane // a.blocks, plane % a.blocks
+        part, block = item // a.blocks, item % a.blocks
+        image, chunk = part // a.chunks, part % a.chunks
         y = k.advance(a.y, image * a.y_image + block * a.y_block)
         # What is the same for the whole item is loaded here: the stores might alias it, as far as LLVM can tell.
         fixed: dict[int, ir.Value] = {}

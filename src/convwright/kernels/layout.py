@@ -20,7 +20,7 @@ from convwright.kernels.spans import copy, fill, transpose
 ARGUMENTS = Arguments(
     # places: what to add for the plane of each channel, where they are in an order of their own
     "x y places",
-    # work: item -> (image, plane, chunk of rows); a plane is a block of channels, or a channel where both are planar
+    # work: item -> (image, chunk of rows, plane); a plane is a block of channels, or a channel where both are planar
     "planes chunks chunk_rows rows cols x_image x_plane x_row y_image y_plane y_row top bottom left right",
 )
 
@@ -66,8 +66,8 @@ def emit(layout: Layout, target: Target) -> ir.Module:
     k = Kernel(target)
     a = ARGUMENTS.read(k)
     with k.loop(k.begin, k.end) as item:
-        plane, chunk = item // a.chunks, item % a.chunks
-        image, plane = plane // a.planes, plane % a.planes
+        part, plane = item // a.planes, item % a.planes
+        image, chunk = part // a.chunks, part % a.chunks
         planar = 0 if layout.placed else plane * k.v
         x_plane = planar if layout.kind == "pack" else plane
         y_plane = planar if layout.kind == "unpack" else plane

@@ -23,12 +23,12 @@ from convwright.kernels.arguments import Arguments, Reader
 
 ARGUMENTS = Arguments(
     "x y",
-    # item -> (image, block, chunk of chunk_rows output rows), the chunk fastest
+    # item -> (image, chunk of chunk_rows output rows, block), the block fastest
     "blocks chunks chunk_rows in_rows in_cols out_rows out_cols x_image x_block x_row y_image y_block y_row "
     "taps_high taps_wide stride_high stride_wide dilation_high dilation_wide pad_top pad_bottom pad_left pad_right",
 )
 
-# Of volumes: item -> (output slice, block, chunk). The images of y are slices; x is the whole volume.
+# Of volumes: item -> (output slice, chunk, block). The images of y are slices; x is the whole volume.
 DEEP_ARGUMENTS = Arguments(
     "x y",
     " ".join(ARGUMENTS.names[2:]) + " in_slices x_slice taps_deep stride_deep dilation_deep pad_front pad_behind",
@@ -174,8 +174,8 @@ class _Windows:
     def emit(self) -> None:
         k, a = self.k, self.a
         with k.loop(k.begin, k.end) as item:
-            plane, chunk = item // a.chunks, item % a.chunks
-            image, block = plane // a.blocks, plane % a.blocks
+            part, block = item // a.blocks, item % a.blocks
+            image, chunk = part // a.chunks, part % a.chunks
             if self.tile.deep:
                 front, self.slices, counted_slices = self.clip(
                     image * a.stride_deep - a.pad_front, a.in_slices, a.pad_behind, a.taps_deep, a.dilation_deep

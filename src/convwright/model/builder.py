@@ -28,6 +28,7 @@ from convwright.model.weights import Weights
 from convwright.runtime.memory import ALIGNMENT
 
 _FLOAT = np.dtype(np.float32)
+_FEWEST_ROWS = 4  # of each thread: convolutions of fewer share their weights among the threads, not their rows
 
 
 @dataclass(slots=True)
@@ -347,6 +348,17 @@ class Builder:
     def chunks(self, total: int, others: int, share: int = 2) -> int:
         """Into how many pieces to cut ``total`` rows, beside ``others`` independent items, so that all threads work."""
         return max(1, min(total, -(-share * self.threads // max(1, others))))
+
+    def row_chunks(self, rows: int, images: int, blocks: int) -> int:
+        """Into how many pieces to cut the rows of a step whose work items are (image, piece, block).
+
+        Each thread is to get rows of all blocks, as it does in convolutions before and behind: what one thread writes
+        and another reads comes from the other's cache, at ten times the time where these are far apart.
+        """
+        pieces = self.chunks(rows, images * blocks)
+        if images % self.threads and rows >= _FEWEST_ROWS * self.threads:
+            pieces = -(-pieces // self.threads) * self.threads
+        return pieces
 
 
 def aligned(nbytes: int) -> int:

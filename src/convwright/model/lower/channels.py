@@ -126,16 +126,18 @@ def choose_step(b: Builder, x: Value, y: Value, channels: np.ndarray, why: str) 
 
 def _choose_planes(b: Builder, choice: kernels.Choice, x: Value, y: Value, why: str) -> None:
     rows, cols = y.size
-    if x.flat and y.flat:
-        rows, cols = 1, rows * cols
-    parts = b.chunks(rows, x.n * choice.blocks)
+    parts = b.row_chunks(rows, x.n, choice.blocks)
+    joined = 1
+    if x.flat and y.flat and rows % parts == 0:
+        joined = rows // parts
+        rows, cols = parts, joined * cols
     chunk_rows = -(-rows // parts)
     chunks = -(-rows // chunk_rows)
     start = y.offset + 4 * choice.first_block * y.block
     arguments = {
         "x": x.ref, "y": Ref(y.buffer, start), "offsets": b.static(choice.offsets), "lanes": b.static(choice.lanes),
         "blocks": choice.blocks, "chunks": chunks, "chunk_rows": chunk_rows, "rows": rows, "cols": cols,
-        "x_image": x.image, "x_row": x.row, "y_image": y.image, "y_block": y.block, "y_row": y.row,
+        "x_image": x.image, "x_row": x.row * joined, "y_image": y.image, "y_block": y.block, "y_row": y.row * joined,
     }  # fmt: skip
     b.step(choice.config.name(b.target), kernels, choice.config, arguments, x.n * choice.blocks * chunks, [x], [y], why)
 

@@ -156,7 +156,7 @@ def add(
         layer.epilogue,
     )
     blocks = blocks_of(g.out_channels, v)
-    chunks = b.chunks(rows, x.n * blocks)
+    chunks = b.row_chunks(rows, x.n, blocks)
     chunk_rows = -(-rows // chunks)
     chunks = -(-rows // chunk_rows)
     arguments = {

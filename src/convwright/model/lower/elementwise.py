@@ -126,14 +126,18 @@ def _emit_planes(b: Builder, expression: Any, operands: list[_Operand], y: Value
     blocks = blocks_of(y.channels, b.v)
     large = [operand.value for operand in operands if operand.kind in ("full", "pixel") and operand.value is not None]
     rows, cols = y.size
-    if y.flat and all(value.flat for value in large):
-        rows, cols = 1, rows * cols
-    parts = b.chunks(rows, y.n * blocks)
+    # Factors of channels mostly come from a pool over the plane, for which a thread has read all rows of its blocks.
+    scaled = any(operand.kind == "channel" for operand in operands)
+    parts = b.chunks(rows, y.n * blocks) if scaled else b.row_chunks(rows, y.n, blocks)
+    joined = 1
+    if y.flat and all(value.flat for value in large) and rows % parts == 0:
+        joined = rows // parts
+        rows, cols = parts, joined * cols
     chunk_rows = -(-rows // parts)
     chunks = -(-rows // chunk_rows)
     arguments: dict[str, Any] = {
         "y": y.ref, "blocks": blocks, "chunks": chunks, "chunk_rows": chunk_rows, "rows": rows, "cols": cols,
-        "y_image": y.image, "y_block": y.block, "y_row": y.row,
+        "y_image": y.image, "y_block": y.block, "y_row": y.row * joined,
     }  # fmt: skip
     for place, operand in enumerate(operands):
         arguments[f"x{place}"] = operand.ref
@@ -141,6 +145,6 @@ def _emit_planes(b: Builder, expression: Any, operands: list[_Operand], y: Value
         repeated = value is None or operand.kind == "scalar" or value.n == 1
         arguments[f"x{place}_image"] = 0 if value is None or repeated else value.image
         arguments[f"x{place}_block"] = value.block if value is not None else b.v
-        arguments[f"x{place}_row"] = value.row if value is not None else 0
+        arguments[f"x{place}_row"] = value.row * joined if value is not None else 0
     reads = [operand.value for operand in operands if operand.value is not None]
     b.step(tile.name(b.target), elementwise, tile, arguments, y.n * blocks * chunks, reads, [y], "elementwise")

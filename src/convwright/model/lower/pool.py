@@ -87,7 +87,7 @@ def _add(
     kernel, stride, dilation, padding = windows
     blocks = blocks_of(x.channels, b.v)
     rows = y.size[0]
-    chunk_rows = -(-rows // b.chunks(rows, images * blocks))
+    chunk_rows = -(-rows // b.row_chunks(rows, images, blocks))
     chunks = -(-rows // chunk_rows)
     arguments = {
         "x": x.ref, "y": y.ref, "blocks": blocks, "chunks": chunks, "chunk_rows": chunk_rows,
