@@ -15,10 +15,11 @@ from convwright import functional, reference
 from convwright.codegen.target import Target, target_named
 from convwright.graph import Graph, Node
 from convwright.graph.graph import INTERNAL
-from convwright.kernels import winograd
+from convwright.kernels import paired_ring, winograd
 from convwright.model import Model
 from convwright.model.lower import het as lowering
 from convwright.model.lower import het_blocks
+from convwright.model.lower import paired_ring as ring_lowering
 from convwright.model.problem import Problem
 from convwright.runtime.region import STEP_COLUMNS
 from convwright.spec import (
@@ -156,6 +157,29 @@ class TestHet:
             spec = HetSpec(ConvSpec(part * own_in * v, part * own_out * v, (3, 3), **options), part)
             self.check_residues((spec, (9, 2 * v + 5), seed), target, batch)
 
+    @each_target
+    def test_pointwise_part_in_pairs(self, target: Target) -> None:
+        """Rings of one to four residues, of one block and several; tiles that overlap; inputs that differ in size by
+        channel a millionfold."""
+        v = target.vector
+        with patch.object(ring_lowering, "adds_beside_multiply_adds", lambda _: True):
+            for seed, (part, own_in, own_out, size) in enumerate(
+                [(2, 1, 2, (7, 9)), (3, 2, 2, (4, 5)), (5, 1, 4, (9, 6))]
+            ):
+                spec = HetSpec(ConvSpec(part * own_in * v, part * own_out * v, (3, 3), padding=1), part)
+                self.check_residues((spec, size, seed), target, 1 + seed % 2, pairs=True)
+                x, weight = normal(seed, 1, spec.conv.in_channels, *size), normal(1, *spec.weight_shape)
+                x *= np.where(np.arange(spec.conv.in_channels) % part == 0, 1e-3, 1e3)[:, None, None].astype(np.float32)
+                self.check_values(spec, x, weight, normal(2, spec.conv.out_channels), target)
+
+    def check_values(self, spec: HetSpec, x: Array, weight: Array, bias: Array, target: Target) -> None:
+        node = Node("HetConvolution", ["x", "w", "b"], ["y"], {"spec": spec}, domain=INTERNAL)
+        with patch.object(lowering, "estimates", lambda *_: {"blocks": 0.0}):
+            plan = planned(graph_of([node], {"x": x}, ["y"], {"w": weight, "b": bias}), target, numerics="default")
+        expected = reference.het_conv(x, weight, bias, spec)
+        assert plan.tiles(paired_ring)
+        assert np.abs(plan.run({"x": x})["y"] - expected).max() <= 1e-5 * np.abs(expected).max()
+
     @on_targets(0, full=(500, 250))
     def test_random_by_residue(self, target: Target, seeds: range) -> None:
         check_each(
@@ -164,7 +188,7 @@ class TestHet:
             lambda drawn: self.check_residues(drawn, target, 1 + drawn[-1] % 2),
         )
 
-    def check_residues(self, drawn: Drawn, target: Target, batch: int) -> None:
+    def check_residues(self, drawn: Drawn, target: Target, batch: int, pairs: bool = False) -> None:
         spec, size, seed = drawn
         conv = spec.conv
         x, weight = normal(seed, batch, conv.in_channels, *size), normal(1, *spec.weight_shape)
@@ -183,6 +207,7 @@ class TestHet:
             with patch.object(lowering, "estimates", lambda *_: {"blocks": 0.0}):
                 plan = planned(graph, target, 1 + seed % 2, numerics="default")
             assert plan.tiles(winograd)
+            assert plan.tiles(paired_ring) or not pairs
             for at_end in (True, False):
                 result = plan.run({"x": x}, at_end=at_end)["y"]
                 assert np.abs(result - wanted).max() <= 1e-5 * largest, len(network)

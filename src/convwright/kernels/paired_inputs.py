@@ -82,7 +82,7 @@ def prepare(
                     own[pixel].set(combine(own[pixel].get(), vector))
 
         _each_block(k, a, at)
-        return [_of_lanes(k, [one.get() for one in own], over) for (_, over), own in zip(looks, results, strict=True)]
+        return [of_lanes(k, [one.get() for one in own], over) for (_, over), own in zip(looks, results, strict=True)]
 
     def copied(block: Integer, mask: ir.Value | None) -> list[ir.Value]:
         vectors = scaled(block, mask, [_powers_of_two(k, likely.get())], common=True)
@@ -122,7 +122,7 @@ def prepare(
                 k.store_scalar(k.extract(vector, pixel), base, pixel)
 
 
-def _of_lanes(k: Kernel, vectors: Sequence[ir.Value], over: _Combine) -> ir.Value:
+def of_lanes(k: Kernel, vectors: Sequence[ir.Value], over: _Combine) -> ir.Value:
     """What ``over`` makes of the lanes of up to four vectors: of the first in lane 0, of the second in lane 1."""
     vectors = [*vectors, *[vectors[-1]] * (4 - len(vectors))]
 

@@ -21,7 +21,7 @@ from convwright.kernels import direct
 from convwright.model.builder import Builder
 from convwright.model.fuse import Layer
 from convwright.model.geometry import geometry_of
-from convwright.model.lower import channels, winograd, winograd_cut
+from convwright.model.lower import channels, paired_ring, winograd, winograd_cut
 from convwright.model.lower import direct as direct_lowering
 from convwright.model.lower.winograd_forms import ERROR, forms_of
 from convwright.model.problem import Problem
@@ -68,6 +68,8 @@ def why_not(p: Problem, part: int) -> str | None:
 def cycles(p: Problem, part: int) -> float:
     """Estimated, on each of the threads, conversions of layout left out."""
     spec, v = p.spec, p.target.vector
+    if paired_ring.pays(p, part):
+        return winograd_cut.cut(grouped(p, part)).cycles + paired_ring.cut(p, part).cycles
     vectors = spec.out_channels // part // v
     reduction = spec.in_channels // part * (part - 1)
     pointwise = choose_tile(*geometry_of(p).out_size, vectors, part, reduction, p.target).cycles * p.batch / p.threads
@@ -124,20 +126,23 @@ def _pointwise(b: Builder, layer: Layer, spec: HetSpec, p: Problem, x: Value, y:
     g, v, part, node = geometry_of(p), b.v, spec.part, layer.node
     own_in, own_out = p.spec.in_channels // part, p.spec.out_channels // part
     reduction, vectors = own_in * (part - 1), own_out // v
-
-    def others(weight: np.ndarray) -> np.ndarray:
-        """``[residue][vector][channel][v]``, the channels of the next residue first."""
-        centre = tuple(size // 2 for size in weight.shape[2:])
-        pieces = []
-        for residue in range(part):
-            of_residue = weight[(slice(residue, None, part), slice(None), *centre)]
-            ring = [of_residue[:, (residue + ahead) % part :: part] for ahead in range(1, part)]
-            pieces.append(pack_direct(np.concatenate(ring, axis=1)[:, :, None, None], 1, v))
-        return np.concatenate(pieces)
-
-    packed = b.weights.derived(node.inputs[1], ("het pointwise", part), others)
     bias = b.constant(node.input(2)) if node.input(2) else None
     bias = np.zeros(p.spec.out_channels, np.float32) if bias is None else bias[_order(p.spec.out_channels, part)]
+    centre = sum(
+        size // 2 * dilation * step for size, dilation, step in zip(g.kernel, g.dilation, (x.row, v), strict=True)
+    )
+    corner = b.inside(x, g)
+    at = Ref(corner.buffer, corner.nbytes + 4 * centre)
+    if paired_ring.pays(p, part):
+        paired_ring.add(b, p, part, node.inputs[1], bias, at, x, y)
+        return
+
+    def others(weight: np.ndarray) -> np.ndarray:
+        """``[residue][vector][channel][v]``."""
+        rows = paired_ring.ring_weights(weight, part).reshape(part, own_out, reduction, 1, 1)
+        return np.concatenate([pack_direct(of_residue, 1, v) for of_residue in rows])
+
+    packed = b.weights.derived(node.inputs[1], ("het pointwise", part), others)
     rows, cols = g.out_size
     shape = choose_tile(rows, cols, vectors, part, reduction, b.target)
     tile = direct.DirectTile(shape.rows, shape.cols, shape.outs, g.stride[1] * v, taps=False, ring=True)
@@ -146,12 +151,8 @@ def _pointwise(b: Builder, layer: Layer, spec: HetSpec, p: Problem, x: Value, y:
     col_tiles = -(-cols // shape.cols)
     pixel_tiles = col_tiles * -(-rows // shape.rows)
     cut = cut_work(len(table), pixel_tiles, x.n, 4 * x.image * x.n, packed.nbytes, b.threads)
-    centre = sum(
-        size // 2 * dilation * step for size, dilation, step in zip(g.kernel, g.dilation, (x.row, v), strict=True)
-    )
-    corner = b.inside(x, g)
     arguments = {
-        "x": Ref(corner.buffer, corner.nbytes + 4 * centre), "w": b.static(packed), "bias": b.static(bias),
+        "x": at, "w": b.static(packed), "bias": b.static(bias),
         "y": y.ref, "table": b.static(table), "residual": 0,
         "tiles_inner": cut.tiles_inner, "tiles": len(table), "chunks": cut.chunks_image * x.n,
         "chunks_image": cut.chunks_image, "chunk_tiles": cut.chunk_tiles, "pixel_tiles": pixel_tiles,

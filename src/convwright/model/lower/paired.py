@@ -102,6 +102,11 @@ def _tiles_of(reduction: int, out_channels: int, target: Target) -> list[tuple[i
     return tiles
 
 
+def tallest(outs: int, reduction: int, target: Target) -> int:
+    """The most pixels that are summed by so many vectors."""
+    return max(most for most, of in _tiles(reduction, target) if of == outs)
+
+
 def _product(reduction: int) -> float:
     """Estimated cycles of a sum of so many products."""
     return reduction * (_PRODUCT if reduction <= _NEAR else _FAR_PRODUCT)
@@ -148,7 +153,7 @@ def cut_of(pixels: int, images: int, reduction: int, out_channels: int, target: 
 def tile_of(pixels: int, vectors: int, reduction: int, target: Target) -> tuple[int, int, float]:
     """A register tile, pixels by vectors, for a strip of so many pixels, and its estimated cycles."""
     outs = min(2, vectors)
-    turns = -(-pixels // max(most for most, of in _tiles(reduction, target) if of == outs))
+    turns = -(-pixels // tallest(outs, reduction, target))
     tiles = -(-pixels // turns)
     product = (_product(reduction) + _STORED) * tiles * outs + _TILE
     copied = pixels * (_COPIED * blocks_of(reduction, target.vector) + _PIXEL)
@@ -251,7 +256,7 @@ def add(
     arguments = {
         "x": b.inside(x, g), "w": b.static(packed.weights), "bias": b.static(bias), "y": y.ref,
         "residual": residual.ref if residual else 0, "scratch": Ref(scratch),
-        "pixels": b.static(_pixels(g, x, y, residual, v, outputs.steps if outputs else (1, 1))),
+        "pixels": b.static(pixels_of(g, x, y, residual, v, outputs.steps if outputs else (1, 1))),
         "places": b.static(_places(g, x, v) if lanes is None else np.arange(blocks) * paired.gathered_block(tile, v)),
         "channel_scales": b.static(packed.channel_scales), "squares": b.static(packed.squares),
         "out_scales": b.static(packed.out_scales), "out_places": b.static(outputs.places) if outputs else 0,
@@ -276,7 +281,7 @@ def add(
     b.steps[-1].touches.append((scratch, 0, scratch.nbytes, True, "inside"))
 
 
-def _pixels(g: Geometry, x: Value, y: Value, residual: Value | None, v: int, steps: tuple[int, int]) -> np.ndarray:
+def pixels_of(g: Geometry, x: Value, y: Value, residual: Value | None, v: int, steps: tuple[int, int]) -> np.ndarray:
     """The kernel's table of pixels; `steps`: as in `Outputs`."""
     rows, cols = np.arange(g.out_size[0])[:, None], np.arange(g.out_size[1])[None]
     table = np.zeros((*g.out_size, paired.PIXEL_COLUMNS), np.int64)

@@ -101,24 +101,30 @@ def pack(weight: np.ndarray, target: Target, threads: int, lost: Lost, groups: i
     flat = aligned_empty(vectors * channels * v + groups * padded + 2 * vectors * v)
     parts = parts_of(flat, (outputs, channels), v, groups)
     rows = Rows.of(weight, channels, (1, 1), groups, target, threads)
-    exponents = _of_channels(rows.shares())
-    first = paired.in_pairs(channels, v)
-    signs, counted = np.ones(channels), np.zeros(channels, bool)
-    signs[first[1::2] + 1], counted[first + 1] = -1, True
+    exponents = of_channels(rows.shares())
+    signs, counted = signs_of(channels, v)
     scales = parts.channel_scales.reshape(groups, -1)
     scales[:, :channels], scales[:, channels:] = np.ldexp(signs, exponents), 0
     factors = np.ldexp(signs, -exponents)
-    found = rows.scale(parts.weights, parts.squares, parts.out_scales, factors, counted, _LARGEST_POWER)
-    # Where all weights are zeros the output is the bias, without what the sums' rounding leaves. Of infinities the
-    # kernel finds no size either.
+    found = scale(rows, parts, factors, counted)
     of_outputs = parts.out_scales[:outputs]
-    for row in np.flatnonzero(of_outputs == 0):
-        of_outputs[row] = 2.0**-_LARGEST_POWER if rows.weights[row].any() else 0
     for row in np.flatnonzero(found):
         scaled = rows.weights[row] * (factors[row * groups // outputs] / of_outputs[row])  # in float64
         gone = np.flatnonzero((np.abs(scaled) < _TINY) & (rows.weights[row] != 0))
         lost.append((gone + row * channels, rows.weights[row, gone]))
     return flat
+
+
+def scale(rows: Rows, parts: Packed, factors: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Write weights times `factors`, ``[groups][products]``, brought to one size, and the vectors of outputs; of which
+    rows some became too small. `counted`: the second ones of products in pairs."""
+    found = rows.scale(parts.weights, parts.squares, parts.out_scales, factors, counted, _LARGEST_POWER)
+    # Where all weights are zeros the output is the bias, without what the sums' rounding leaves. Of infinities the
+    # kernel finds no size either.
+    of_outputs = parts.out_scales[: len(rows.weights)]
+    for row in np.flatnonzero(of_outputs == 0):
+        of_outputs[row] = 2.0**-_LARGEST_POWER if rows.weights[row].any() else 0
+    return found
 
 
 def unpack(made: np.ndarray, shape: tuple[int, int], v: int, lost: Lost, groups: int = 1) -> np.ndarray:
@@ -136,7 +142,15 @@ def unpack(made: np.ndarray, shape: tuple[int, int], v: int, lost: Lost, groups:
 # -- the powers of two -------------------------------------------------------------------------------------------------
 
 
-def _of_channels(shares: np.ndarray) -> np.ndarray:
+def signs_of(channels: int, v: int) -> tuple[np.ndarray, np.ndarray]:
+    """The sign of each channel, and which are the second ones of products in pairs."""
+    first = paired.in_pairs(channels, v)
+    signs, counted = np.ones(channels), np.zeros(channels, bool)
+    signs[first[1::2] + 1], counted[first + 1] = -1, True
+    return signs, counted
+
+
+def of_channels(shares: np.ndarray) -> np.ndarray:
     """Exponents of the powers of two that channels' weights are divided by, of their `Rows.shares`.
 
     They bring the root mean square of each channel's weights to that of the others. Where a channel's inputs are larger
