@@ -421,7 +421,7 @@ def test_cuts_cover_the_output_and_fit_the_cache(target: Target) -> None:
         blocks = -(-c // target.vector)
         transformed = 4 * winograd.scratch_floats(PLACES, cut.in_slices * cut.strip, blocks, 0, 0, target.vector)
         room = (winograd_cut._MOST_HELD if cut.turns > 1 else 2) * winograd_cut.strip_bytes()
-        assert transformed <= room + 4 * PLACES * target.vector or cut.strip == 1
+        assert transformed <= room + 12 * PLACES * target.vector or cut.strip == 1
 
 
 @each_target

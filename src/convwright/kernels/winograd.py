@@ -19,14 +19,16 @@ the last bit. Where there is less than a tile, it reaches into zeros. The pixels
 apart: those of a dilated convolution are the pixels of one phase.
 
 Scratch of one thread, in floats: a tile halfway through a transform, as ``[n_h n_w][v]``; then V as ``[n_h n_w][channel
-blocks][input slices][strip][v]``; then M as ``[n_h n_w][held][output slices][strip][v]``. Weights are packed ``[output
-vector][n_h n_w][depth tap][channel][v]``.
+blocks][input slices][strip][v]``; then M as ``[n_h n_w][held][output slices][strip][v]``. From one place of V or M
+to the next there may be a vector more (`_apart`). Weights are packed ``[output vector][n_h n_w][depth tap][channel]
+[v]``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from llvmlite import ir
 
@@ -38,7 +40,7 @@ from convwright.kernels.arguments import Arguments, Reader
 from convwright.kernels.cook_toom import filtering
 from convwright.kernels.pool import greater
 from convwright.kernels.products import Sums, add_products
-from convwright.kernels.transforms import both_ways
+from convwright.kernels.transforms import both_ways, in_registers
 
 UNROLL = 4
 
@@ -60,6 +62,7 @@ ARGUMENTS = Arguments(
 TILE_COLUMNS = 5
 """First input, output and residual, in floats from the slice's own; bits of the rows and of the columns to store."""
 
+_Count = TypeVar("_Count", int, Int)
 Axis = tuple[int, int] | tuple[int, int, int]
 """(m, r): outputs of a tile and taps along one axis; (m, r, stride) where that is above 1."""
 
@@ -116,7 +119,14 @@ def places_of(high: Axis, wide: Axis) -> int:
 def scratch_floats(places: int, inputs: int, blocks: int, outputs: int, held: int, v: int, paired: bool = False) -> int:
     """Floats of scratch that one thread needs for an item of so many input and output tiles, all slices together."""
     behind = pairs.scratch_floats(places, inputs, v) if paired else 0
-    return places * v * (1 + inputs * blocks + outputs * held) + behind
+    return places * v * (1 + _apart(inputs * blocks) + _apart(outputs * held)) + behind
+
+
+def _apart(vectors: _Count) -> _Count:
+    """Vectors from one place of a tile to the next, of so many: never a multiple of four, so that the places of a tile
+    lie in different sets of the caches. Of 128 channels in strips of 16 tiles, where all lay in one, transforms of
+    inputs took twice as long; odd numbers in place of all even ones gained nothing."""
+    return vectors + (4 - vectors % 4) // 4
 
 
 def emit(tile: WinogradTile, target: Target) -> ir.Module:
@@ -127,8 +137,9 @@ def emit(tile: WinogradTile, target: Target) -> ir.Module:
     places = places_of(tile.high, tile.wide)
     in_tiles, out_tiles = a.in_slices * a.strip, a.chunk_slices * a.strip
     inputs = k.advance(room, places * k.v)
-    products = k.advance(inputs, in_tiles * a.blocks * (places * k.v))
-    behind = k.advance(products, out_tiles * a.held * (places * k.v))
+    v_place, m_place = _apart(in_tiles * a.blocks) * k.v, _apart(out_tiles * a.held) * k.v
+    products = k.advance(inputs, v_place * places)
+    behind = k.advance(products, m_place * places)
     with k.loop(k.begin, k.end) as item:
         rest, strip = item // a.strips, item % a.strips
         rest, chunk = rest // a.chunks, rest % a.chunks
@@ -138,7 +149,7 @@ def emit(tile: WinogradTile, target: Target) -> ir.Module:
         slice_at = k.smaller(chunk * a.chunk_slices, a.out_slices - a.chunk_slices)
         x = k.advance(a.x, image * a.x_image + group * a.blocks * a.x_block + slice_at * a.x_slice)
         scaling = pairs.scaling(k, a, places, behind, in_tiles, group) if tile.paired else None
-        _transform_inputs(k, a, tile, x, first, room, inputs, in_tiles, scaling)
+        _transform_inputs(k, a, tile, x, first, room, inputs, v_place, in_tiles, scaling)
         if scaling:
             with k.when(k.b.icmp_signed(">", a.deep_taps.value, k.int_value(1))):
                 pairs.sum_taps(k, a, scaling, places, in_tiles, out_tiles)
@@ -151,30 +162,30 @@ def emit(tile: WinogradTile, target: Target) -> ir.Module:
                 last = k.b.icmp_signed("==", (number + tile.outs).value, a.held.value)
                 # From one register tile's weights to those of the next, which are fetched meanwhile.
                 ahead = k.choose(last, u_place - (a.held - tile.outs) * a.u_out, a.u_out * tile.outs)
-                m = k.advance(products, (place * a.held + number) * out_tiles * k.v)
+                v = k.advance(inputs, place * v_place)
+                m = k.advance(products, place * m_place + number * out_tiles * k.v)
                 if scaling:
                     size = tile.tiles, tile.outs
-                    pairs.multiply(
-                        k, a, scaling, places, size, inputs, m, place, out + number, in_tiles, out_tiles, ahead
-                    )
+                    pairs.multiply(k, a, scaling, places, size, v, m, place, out + number, in_tiles, out_tiles, ahead)
                 else:
                     u = k.advance(a.u, (out + number) * a.u_out + place * u_place)
-                    v_place = k.advance(inputs, place * a.blocks * in_tiles * k.v)
-                    _multiply(k, a, tile, v_place, m, u, in_tiles, out_tiles, ahead)
+                    _multiply(k, a, tile, v, m, u, in_tiles, out_tiles, ahead)
             y = k.advance(a.y, image * a.y_image + out * a.y_block + slice_at * a.y_slice)
             residual = k.advance(a.residual, image * a.r_image + out * a.r_block + slice_at * a.r_slice)
             bias = k.advance(a.bias, out * k.v)
-            _transform_back(k, a, tile, y, residual, bias, first, room, products, out_tiles, scaling)
+            _transform_back(k, a, tile, y, residual, bias, first, room, products, m_place, out_tiles, scaling)
     return k.finish()
 
 
 def _transform_inputs(
-    k: Kernel, a: Reader, tile: WinogradTile, x: ir.Value, first: Int, room: ir.Value, inputs: ir.Value, in_tiles: Int,
-    scaling: pairs.Scaling | None,
+    k: Kernel, a: Reader, tile: WinogradTile, x: ir.Value, first: Int, room: ir.Value, inputs: ir.Value,
+    place_stride: Int, in_tiles: Int, scaling: pairs.Scaling | None,
 ) -> None:  # fmt: skip
     """V of all tiles of the strip, in all slices that the item reads; meanwhile the next tile's inputs are fetched."""
     high, wide = filtering(*tile.high).bt, filtering(*tile.wide).bt
-    place_stride = in_tiles * a.blocks * k.v
+    fetched = max(stride_of(tile.high), stride_of(tile.wide)) == 1  # else they are too many: 4 to 12 % slower
+    # One beside each load, F(4 x 6) of VGG16's first layers took 0.97 of its time, F(3 x 4) of 14 x 14 up to 1.06.
+    at_once = in_registers(len(high[0]), len(wide[0]), k.target)
     with k.loop(0, a.in_slices) as number, k.loop(0, a.strip) as place:
         number, place = k.opaque_int(number), k.opaque_int(place)
         slice_at = k.advance(x, k.load_int(a.slices, number))
@@ -190,7 +201,7 @@ def _transform_inputs(
         with k.loop(0, a.blocks) as block:
             block = k.opaque_int(block)
             d, ahead = k.advance(at, block * a.x_block), k.advance(later, block * a.x_block)
-            if max(stride_of(tile.high), stride_of(tile.wide)) == 1:  # else they are too many: 4 to 12 % slower
+            if fetched and at_once:
                 for row in range(len(high[0])):
                     for col in range(len(wide[0])):
                         k.prefetch(ahead, a.x_row * row + a.x_col * col)
@@ -198,7 +209,10 @@ def _transform_inputs(
             by = k.mul(scale, k.load(scaling.channel_scales, block * k.v)) if scaling else None
 
             def load(row: Integer, col: Integer) -> ir.Value:
-                value = k.load(d, a.x_row * row + a.x_col * col)
+                place = a.x_row * row + a.x_col * col
+                if fetched and not at_once:
+                    k.prefetch(ahead, place)
+                value = k.load(d, place)
                 return k.mul(value, by) if by else value
 
             def store(row: Integer, vectors: Sequence[ir.Value]) -> None:
@@ -209,7 +223,7 @@ def _transform_inputs(
 
             both_ways(k, high, wide, load, store, room)
         if scaling:
-            pairs.sum_squares(k, a, scaling, len(high) * len(wide), inputs, in_tiles, own)
+            pairs.sum_squares(k, a, scaling, len(high) * len(wide), inputs, place_stride, in_tiles, own)
 
 
 def _multiply(
@@ -253,11 +267,10 @@ def _step(
 
 def _transform_back(
     k: Kernel, a: Reader, tile: WinogradTile, y: ir.Value, residual: ir.Value, bias: ir.Value, first: Int,
-    room: ir.Value, products: ir.Value, out_tiles: Int, scaling: pairs.Scaling | None,
+    room: ir.Value, products: ir.Value, place_stride: Int, out_tiles: Int, scaling: pairs.Scaling | None,
 ) -> None:  # fmt: skip
     """The outputs of ``held`` vectors of all tiles of the strip, in all slices that the item writes."""
     high, wide = filtering(*tile.high).at, filtering(*tile.wide).at
-    place_stride = out_tiles * a.held * k.v
     with k.loop(0, a.chunk_slices) as number, k.loop(0, a.strip) as place:
         number, place = k.opaque_int(number), k.opaque_int(place)
         row_of = (first + place) * TILE_COLUMNS

@@ -140,14 +140,16 @@ def _back(k: Kernel, exponent: ir.Value) -> ir.Value:
     return k.b.bitcast(back, k.scalar_type)
 
 
-def sum_squares(k: Kernel, a: Reader, s: Scaling, places: int, inputs: ir.Value, tiles: Int, number: Int) -> None:
-    """Sum a1 a2 of one tile at each place; ``inputs``: V of ``tiles`` tiles."""
+def sum_squares(
+    k: Kernel, a: Reader, s: Scaling, places: int, inputs: ir.Value, v_place: Int, tiles: Int, number: Int
+) -> None:
+    """Sum a1 a2 of one tile at each place; ``inputs``: V of ``tiles`` tiles, its places ``v_place`` floats apart."""
     counted = ir.Constant(k.vector_type, is_pair(np.arange(k.v)).astype(float).tolist())
     block_stride = tiles * k.v
     with k.loop(0, places) as place:
         place = k.opaque_int(place)
         total = k.variable(k.splat(0.0))
-        at = k.variable(k.advance(inputs, place * a.blocks * block_stride + number * k.v))
+        at = k.variable(k.advance(inputs, place * v_place + number * k.v))
         with k.loop(0, a.pair_blocks):
             now = at.get()
             total.set(k.fma(k.load(now), k.load(now, block_stride), total.get()))
@@ -178,14 +180,14 @@ def multiply(
     k: Kernel, a: Reader, s: Scaling, places: int, size: tuple[int, int], inputs: ir.Value, products: ir.Value,
     place: Int, vector: Int, in_tiles: Int, out_tiles: Int, ahead: Int,
 ) -> None:  # fmt: skip
-    """M[out][tile] of one place, of the output vectors from ``vector`` on; ``size``: tiles and vectors in registers."""
+    """M[out][tile] of one place, of the output vectors from ``vector`` on; ``size``: tiles and vectors in registers;
+    ``inputs``: V of the place."""
     many, outs = size
     place = k.opaque_int(place)
     turns = (out_tiles + (many - 1)) // many
     u_place, block_stride = a.deep_taps * a.channels * k.v, in_tiles * k.v
     pieces = (a.pair_blocks + (a.pair_piece - 1)) // a.pair_piece
     of_place = k.advance(a.u, vector * a.u_out + place * u_place)
-    v_place = k.advance(inputs, place * a.blocks * block_stride)
     squares = k.advance(s.squares, place * in_tiles)
     own = [(vector + out) * (places * k.v) + place * k.v for out in range(outs)]
     with k.loop(0, turns) as turn:
@@ -197,7 +199,7 @@ def multiply(
             with k.loop(0, a.deep_taps) as tap:
                 weights = k.variable(k.advance(of_place, (tap * a.channels + first * (2 * k.v)) * k.v))
                 at_first = k.load_int(a.taps, tap) + start * k.v + first * (block_stride * 2)
-                x = k.variable(k.advance(v_place, at_first))
+                x = k.variable(k.advance(inputs, at_first))
                 with k.loop(first, stop):
                     with k.loop(0, k.v, UNROLL) if k.v > UNROLL else nullcontext(0) as lane:
                         at = x.get() if isinstance(lane, int) else k.advance(x.get(), k.opaque_int(lane))
