@@ -19,7 +19,7 @@ from convwright.codegen.jit import compile_kernel
 from convwright.codegen.lang import Kernel
 from convwright.codegen.target import host_target
 from convwright.runtime.region import STEP_COLUMNS
-from convwright.runtime.team import Team
+from convwright.runtime.team import SPIN_SECONDS, Team, seconds_of_turns, spin_turns
 
 
 def chain_kernel() -> Any:
@@ -128,3 +128,8 @@ def test_a_job_is_over_though_no_other_thread_came() -> None:
     team.stop()
     for _ in range(100):
         job.run(team)
+
+
+def test_waiting_lasts_as_long_whatever_a_pause_takes() -> None:
+    spin_turns.cache_clear()
+    assert SPIN_SECONDS / 3 < seconds_of_turns(spin_turns()) < 3 * SPIN_SECONDS

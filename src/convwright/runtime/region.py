@@ -263,6 +263,14 @@ def build_runner(timed: bool) -> ir.Module:
     return k.finish()
 
 
+def build_pauses() -> ir.Module:
+    """``kernel(_, begin, end, _)``: as many turns of waiting."""
+    k = _Synchronised(host_target())
+    with k.loop(k.begin, k.end):
+        k.pause()
+    return k.finish()
+
+
 def build_worker() -> ir.Module:
     """``kernel(own)`` with ``own`` = (shared, thread): join every job that is still under way until told to stop.
 

@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 
@@ -39,19 +40,40 @@ from convwright.runtime.region import (
     STEP_COLUMNS,
     STOP,
     THREADS,
+    build_pauses,
     build_runner,
     build_worker,
 )
 
+# From the end of a call to the next it takes Python up to 50 microseconds; a worker that sleeps by then joins 25 late.
+# On a busy machine longer spinning keeps the thread that is waited for off its core.
+SPIN_SECONDS = 75e-6
 _RUNNER: tuple[str, Build] = "team-runner", lambda: build_runner(False)
 _RUNNER_TIMED: tuple[str, Build] = "team-runner-timed", lambda: build_runner(True)
 _WORKER: tuple[str, Build] = "team-worker", build_worker
+_PAUSES: tuple[str, Build] = "team-pauses", build_pauses
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
 def kernels_of_team(threads: int) -> list[tuple[str, Build]]:
     """What a team of that size has to have compiled, as `compile_many` takes it."""
-    return [_RUNNER, _WORKER] if threads > 1 else [_RUNNER]
+    return [_RUNNER, _WORKER, _PAUSES] if threads > 1 else [_RUNNER]
+
+
+@cache
+def spin_turns() -> int:
+    """Turns of waiting that take about `SPIN_SECONDS`: 10 to 50 nanoseconds each, by the processor."""
+    return min(max(int(500 * SPIN_SECONDS / max(seconds_of_turns(500), 1e-9)), 500), 20_000)
+
+
+def seconds_of_turns(turns: int) -> float:
+    """The least time of three that so many turns of waiting take."""
+    pauses, taken = _ENTRY(compile_kernel(*_PAUSES, host_target())), []
+    for _ in range(3):
+        start = time.perf_counter()
+        pauses(None, 0, turns, 0)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
 
 
 class _Cores:
@@ -130,8 +152,8 @@ class Team:
         start = -(self._memory.ctypes.data // 8) % LINE
         self._shared = self._memory[start : start + FIELDS * LINE]
         self._shared[THREADS] = threads
-        # About 50 microseconds: on a busy machine longer spinning keeps the thread that is waited for off its core.
-        self._shared[SPINS] = 1_000 if threads <= cores() else 50
+        if threads > 1:
+            self._shared[SPINS] = spin_turns() if threads <= cores() else 50
         self._address = self._shared.ctypes.data
         self._cursors = np.zeros(0, np.int64)
         self._run = _ENTRY(compile_kernel(*_RUNNER, host_target()))
