@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from convwright.codegen.jit import compile_many
@@ -24,7 +25,7 @@ from convwright.model import plan
 from convwright.model.builder import Builder, Step
 from convwright.model.lower import direct
 from convwright.model.tiles import Shape
-from convwright.model.values import Buffer, Ref, Value, blocks_of
+from convwright.model.values import Buffer, Ref, Value, blocks_of, spatial
 from convwright.model.weights import Weights
 from tests.guard import guarded_bytes
 
@@ -109,9 +110,12 @@ class Planned:
                 self._view(ordered, memory[id(ordered.buffer)])[:, empty // v, ..., empty % v] = np.nan
 
     def _view(self, value: Value, memory: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """``[N][blocks][rows][columns][v]``, halo included."""
-        shape = (value.n, blocks_of(value.channels, self.target.vector), -1, value.row // self.target.vector)
-        return memory.view(np.float32).reshape(*shape, self.target.vector)
+        """``[N][blocks][slices][rows][columns][v]``, without the halo."""
+        v = self.target.vector
+        deep, high, wide = value.shape[2:] if len(value.shape) == 5 else (1, *spatial(value.shape))
+        strides = [4 * step for step in (value.image, value.block, value.slice, value.row, v, 1)]
+        shape = (value.n, blocks_of(value.channels, v), deep, high, wide, v)
+        return as_strided(memory.view(np.float32)[value.offset // 4 :], shape, strides)
 
     def tiles(self, family: Any) -> list[Any]:
         """The tiles of the steps of one kernel family."""

@@ -1,4 +1,9 @@
-"""Zeros around a channel-blocked tensor: the padding of the next layer, written once into the producer's buffer."""
+"""Zeros around a channel-blocked tensor: the padding of the next layer, written once into the producer's buffer.
+
+Rows lie so close that the zeros behind one are those before the next, and those below a plane are those above the next:
+between the pixels of two rows, and of two planes, is as much as the wider of two sides needs. So all that there is to
+write are the gaps behind rows and planes, and what is before the first.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +15,9 @@ from convwright.codegen.lang import Kernel
 from convwright.codegen.target import Target
 from convwright.kernels.arguments import Arguments
 
-# work: item -> (image, block); widths in pixels; y points at the first pixel inside the border
-ARGUMENTS = Arguments("y", "blocks rows cols y_image y_block y_row top bottom left right")
+# work: item -> (image, block); y points at the first pixel. Lengths in floats: `lead` before the first pixel of the
+# first block, `y_row` from row to row of `width`, `after` behind the last row of each block.
+ARGUMENTS = Arguments("y", "blocks rows width y_image y_block y_row lead after")
 
 
 @dataclass(frozen=True)
@@ -27,19 +33,17 @@ class Halo:
 
 
 def emit(halo: Halo, target: Target) -> ir.Module:
-    """The kernel's module: rows above and below with their corners, then the ends of every row."""
+    """The kernel's module."""
     k = Kernel(target)
     a = ARGUMENTS.read(k)
     zero = k.splat(0.0)
     with k.loop(k.begin, k.end) as item:
-        y = k.advance(a.y, (item // a.blocks) * a.y_image + (item % a.blocks) * a.y_block - a.left * k.v)
-        width = (a.left + a.cols + a.right) * k.v
-        bottom = k.advance(y, a.rows * a.y_row)
-        for start, rows in ((k.advance(y, 0 - a.top * a.y_row), a.top), (bottom, a.bottom)):
-            with k.loop(0, rows) as row, k.loop(0, width, k.v) as place:
-                k.store(zero, start, row * a.y_row + place)
-        with k.loop(0, a.rows) as row:
-            for start, pixels in ((0, a.left), (a.left + a.cols, a.right)):
-                with k.loop(0, pixels) as pixel:
-                    k.store(zero, y, row * a.y_row + (start + pixel) * k.v)
+        with k.when(item.equals(0)), k.loop(0, a.lead, k.v) as place:
+            k.store(zero, k.advance(a.y, 0 - a.lead), place)
+        y = k.advance(a.y, (item // a.blocks) * a.y_image + (item % a.blocks) * a.y_block)
+        with k.loop(0, a.rows - 1) as row, k.loop(a.width, a.y_row, k.v) as place:
+            k.store(zero, y, row * a.y_row + place)
+        end = k.advance(y, (a.rows - 1) * a.y_row + a.width)
+        with k.loop(0, a.after, k.v) as place:
+            k.store(zero, end, place)
     return k.finish()

@@ -23,7 +23,7 @@ from convwright.kernels import halo as halo_kernel
 from convwright.kernels import layout as layout_kernels
 from convwright.model.fuse import Layer
 from convwright.model.problem import Problem
-from convwright.model.values import NO_HALO, Buffer, Halo, Order, Ref, Value, blocks_of, planes, spatial
+from convwright.model.values import NO_HALO, Buffer, Halo, Order, Ref, Value, blocked_tensor, blocks_of, planes, spatial
 from convwright.model.weights import Weights
 from convwright.runtime.memory import ALIGNMENT
 
@@ -153,7 +153,7 @@ class Builder:
             value = Value(shape, _FLOAT, whole.buffer, True, image=whole.image, block=whole.block, row=whole.row)
             value.halo, value.slice = whole.halo, whole.slice
             value.offset = whole.offset + channel // self.v * whole.block * 4
-            value.extent = self._extent(value)
+            value.extent = value.span(blocks_of(value.channels, self.v))
         else:
             value = self.blocked_room((shape[0], self.lanes(name), *shape[2:]), self.halos.get(name, NO_HALO))
         self.values[name, True] = value
@@ -166,48 +166,36 @@ class Builder:
 
     def blocked_room(self, shape: tuple[int, ...], halo: Halo = NO_HALO) -> Value:
         """A new blocked tensor; the step that writes the zeros of its halo is added here."""
-        deep, high, wide = shape[2:] if len(shape) == 5 else (1, *spatial(shape))
-        top, left, bottom, right, front, behind = (*halo, 0, 0)[:6]
-        row = (left + wide + right) * self.v
-        plane = (top + high + bottom) * row
-        block = (front + deep + behind) * plane
-        image = block * blocks_of(shape[1], self.v)
-        value = Value(shape, _FLOAT, Buffer(4 * image * shape[0]), True, image=image, block=block, row=row, halo=halo)
-        value.offset = 4 * (front * plane + top * row + left * self.v)
-        value.slice = plane if len(shape) == 5 else 0
-        value.extent = self._extent(value)
+        value = blocked_tensor(shape, halo, self.v)
         self.fill_halo(value)
         return value
 
     def fill_halo(self, value: Value) -> None:
         """Add the steps that write the zeros around a blocked tensor, where there are any."""
-        top, left, bottom, right, front, behind = (*value.halo, 0, 0)[:6]
+        if not any(value.halo):
+            return
+        top, left, _, _, front, _ = (*value.halo, 0, 0)[:6]
         blocks = blocks_of(value.channels, self.v)
         deep, high, wide = value.shape[2:] if len(value.shape) == 5 else (1, *spatial(value.shape))
+        part = value.slice or value.block
         around = {
-            "y": value.ref, "rows": high, "cols": wide, "top": top, "left": left, "bottom": bottom, "right": right,
-            "blocks": blocks, "y_image": value.image, "y_block": value.block, "y_row": value.row,
+            "y": value.ref, "blocks": blocks, "rows": high, "width": wide * self.v,
+            "y_image": value.image, "y_block": value.block, "y_row": value.row,
+            "lead": front * value.slice + top * value.row + left * self.v,
+            "after": part - (high - 1) * value.row - wide * self.v,
         }  # fmt: skip
         if value.slice:
             around |= {"blocks": deep, "y_image": value.block, "y_block": value.slice}
-        slice_rows = top + high + bottom
-        ends = around | {
-            "y": Ref(value.buffer, value.offset - 4 * (top * value.row + left * self.v)), "blocks": 1,
-            "rows": deep * slice_rows, "cols": left + wide + right, "top": front * slice_rows, "left": 0,
-            "bottom": behind * slice_rows, "right": 0,
-        }  # fmt: skip
-        for tag, arguments, items in (("halo", around, deep * value.n * blocks), ("halo_ends", ends, value.n * blocks)):
-            if any(arguments[side] for side in ("top", "left", "bottom", "right")):
-                touches = [(value.buffer, 0, value.buffer.nbytes, True, tag)]
-                tile = halo_kernel.Halo()
-                self.steps.append(Step(self.layer, "halo", halo_kernel, tile, arguments, items, touches, why="padding"))
-
-    def _extent(self, value: Value) -> int:
-        """Bytes from the value's first element to the end of its last row."""
-        deep, high, _ = value.shape[2:] if len(value.shape) == 5 else (1, *spatial(value.shape))
-        blocks = blocks_of(value.channels, self.v)
-        floats = (value.n - 1) * value.image + (blocks - 1) * value.block + (deep - 1) * value.slice + high * value.row
-        return 4 * floats
+        found = [("halo", around, deep * value.n * blocks)]
+        behind = value.block - deep * value.slice
+        if value.slice and behind:
+            end = Ref(value.buffer, value.offset + 4 * deep * value.slice)
+            one = {"y": end, "blocks": 1, "rows": 1, "width": 0, "y_image": value.block, "lead": 0, "after": behind}
+            found.append(("halo_ends", around | one, value.n * blocks))
+        for tag, arguments, items in found:
+            touches = [(value.buffer, 0, value.buffer.nbytes, True, tag)]
+            tile = halo_kernel.Halo()
+            self.steps.append(Step(self.layer, "halo", halo_kernel, tile, arguments, items, touches, why="padding"))
 
     def alias(self, name: str, value: Value, shape: tuple[int, ...]) -> Value:
         """Another name and shape for the same memory."""

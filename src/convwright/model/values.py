@@ -15,6 +15,8 @@ slices in front of it and behind it, which may be left out where there are none.
 
 NO_HALO: Halo = (0, 0, 0, 0)
 
+_SAME_SETS = 1024  # floats: at such distances numbers compete for the same places of a first-level cache
+
 
 @dataclass(eq=False, slots=True)
 class Buffer:
@@ -126,10 +128,40 @@ class Value:
             halo=self.halo[:4], extent=extent,
         )  # fmt: skip
 
+    def span(self, blocks: int) -> int:
+        """Bytes from the first element of a tensor of so many channel blocks to the end of its last row."""
+        deep, high, _ = self.shape[2:] if len(self.shape) == 5 else (1, *spatial(self.shape))
+        floats = (self.n - 1) * self.image + (blocks - 1) * self.block + (deep - 1) * self.slice + high * self.row
+        return 4 * floats
+
     @property
     def flat(self) -> bool:
         """Whether rows follow each other without a gap."""
         return self.halo[1] == self.halo[3] == 0 and self.even
+
+
+def blocked_tensor(shape: tuple[int, ...], halo: Halo, v: int) -> Value:
+    """A float32 tensor of that shape in channel blocks of `v`, in a buffer of its own.
+
+    The zeros behind a row are those before the next, those below a plane are those above the next, and those behind
+    the last slice of a block are those in front of the next block's first.
+    """
+    deep, high, wide = shape[2:] if len(shape) == 5 else (1, *spatial(shape))
+    top, left, bottom, right, front, behind = (*halo, 0, 0)[:6]
+    row = (wide + max(left, right)) * v
+    plane = (high + max(top, bottom)) * row
+    block = (deep + max(front, behind)) * plane
+    if any(halo) and block % _SAME_SETS == 0:
+        block += v
+    blocks = blocks_of(shape[1], v)
+    image = blocks * block
+    lead = front * plane + top * row + left * v
+    value = Value(
+        shape, np.dtype(np.float32), Buffer(4 * (lead + shape[0] * image)), True, 4 * lead, image, block, row, halo
+    )
+    value.slice = plane if len(shape) == 5 else 0
+    value.extent = value.span(blocks)
+    return value
 
 
 def spatial(shape: tuple[int, ...]) -> tuple[int, int]:

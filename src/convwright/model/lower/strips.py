@@ -26,7 +26,7 @@ from convwright.model.fuse import Layer
 from convwright.model.geometry import Geometry, geometry_of
 from convwright.model.lower import channels, conv, depthwise, direct, grouped, paired
 from convwright.model.problem import Algorithm, Problem, problem_of
-from convwright.model.values import Buffer, Value, blocks_of
+from convwright.model.values import Buffer, Value, blocked_tensor
 
 _LONGEST = 4  # layers of a chain
 _SCRATCH_BYTES = 640 * 1024  # of one thread: what lies between the layers stays in the second-level cache
@@ -256,9 +256,8 @@ def _scratch(geometries: Sequence[Geometry], strip: Strip, v: int) -> tuple[int,
     needs = [0, 0]
     for layer in range(1, len(geometries)):
         g = geometries[layer]
-        top, left, bottom, right = _halo(strip, geometries, layer)
-        blocks = blocks_of(geometries[layer - 1].out_channels, v)
-        nbytes = 4 * v * blocks * (top + strip.rows[layer - 1] + bottom) * (left + g.size[1] + right)
+        shape = (1, geometries[layer - 1].out_channels, strip.rows[layer - 1], g.size[1])
+        nbytes = blocked_tensor(shape, _halo(strip, geometries, layer), v).buffer.nbytes
         needs[layer % 2] = max(needs[layer % 2], aligned(nbytes))
     return needs[0], needs[1]
 
@@ -290,7 +289,8 @@ def lower(b: Builder, chain: list[Layer]) -> None:
     for at, (layer, p, g) in enumerate(zip(chain, problems, geometries, strict=True)):
         rows = strip.rows[at]
         if at < len(chain) - 1:
-            target = _between(b, lanes[at], geometries[at + 1], rows, _halo(strip, geometries, at + 1))
+            shape = (1, lanes[at], rows, geometries[at + 1].size[1])
+            target = blocked_tensor(shape, _halo(strip, geometries, at + 1), b.v)
             target.buffer, target.offset = scratch, target.offset + (places[0] if (at + 1) % 2 else 0)
             target_move = np.zeros(strip.count, np.int64)
         else:
@@ -318,18 +318,6 @@ def lower(b: Builder, chain: list[Layer]) -> None:
         source = target
     b.layer = chain[-1]
     _add_step(b, chain, problems, strip, calls, moves, scratch, sum(places), x, y, reads)
-
-
-def _between(b: Builder, lanes: int, after: Geometry, rows: int, halo: tuple[int, int, int, int]) -> Value:
-    """A strip of the tensor between two layers."""
-    top, left, bottom, right = halo
-    row = (left + after.size[1] + right) * b.v
-    block = (top + rows + bottom) * row
-    shape = (1, lanes, rows, after.size[1])
-    blocks = blocks_of(lanes, b.v)
-    value = Value(shape, np.dtype(np.float32), Buffer(0), True, image=block * blocks, block=block, row=row, halo=halo)
-    value.offset = 4 * (top * row + left * b.v)
-    return value
 
 
 @contextmanager
