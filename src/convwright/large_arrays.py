@@ -18,7 +18,7 @@ LARGE = 16 << 10
 """Bytes from which on memory of its own, in whole pages, is worth it for an array."""
 
 _WORTH_HUGE_PAGES = 4 << 20
-"""Bytes from which on an array is in huge pages where there are any: one core of Zen 4 reads 31 in place of 22 GB/s."""
+"""Bytes from which on an array is in huge pages where there are any, which one core reads faster."""
 
 _ROOM = 32
 """One part in so many more is mapped than the array has; what is never touched takes no memory."""

@@ -18,7 +18,7 @@ class Pool:
     """Memory in huge pages for arrays that live as long as each other: one after another, each from a cache line on.
 
     Weights of many megabytes in pages of 4 KB, wherever they lie, miss the TLB, and evict each other from caches that
-    would hold them: networks took 2 to 6 % longer on Zen 4.
+    would hold them.
 
     chunk: bytes that are mapped at a time; what is never touched takes no memory, but for the rest of a huge page.
     """
