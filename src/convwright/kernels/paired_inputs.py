@@ -15,6 +15,7 @@ IN_PAIRS = (1, 2, 3, 5, 7)
 
 TOGETHER = 4  # pixels that are copied together: enough that they do not wait for each other
 ONE = 127  # the exponent of 1, as float32 hold it
+_LIKELY_INSIDE = 4 / 3  # so that a mean square of 1/2, as behind a normalisation and a ReLU, is at no scale's end
 _FOUR = ir.Constant(ir.VectorType(I32, 4), [0, 1, 2, 3])
 _Combine = Callable[[ir.Value, ir.Value], ir.Value]
 
@@ -94,7 +95,7 @@ def prepare(
         return [k.shuffle(powers, powers, [pixel] * k.v) for pixel in range(len(pixels))]
 
     squares, own_products = look(copied, (squares_of, k.add), (products, k.add))
-    means = k.mul(squares, k.broadcast(a_channel))
+    means = k.mul(squares, k.mul(k.broadcast(a_channel), k.splat(_LIKELY_INSIDE)))
     wanted, usual = _exponents_of_squares(k, means, likely.get())
     exponents, total = k.variable(wanted), k.variable(own_products)
     with k.when(_not_all(k, k.b.icmp_signed("==", wanted, likely.get()))):
