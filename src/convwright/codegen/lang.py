@@ -428,6 +428,15 @@ class Kernel:
         """An LLVM intrinsic of one operand: ``sqrt``, ``fabs``, ``floor``, ``ceil``, ``roundeven``, ``trunc``."""
         return self.b.call(self._float_intrinsic(name, a.type, 1), [a])
 
+    def larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """The larger of two signed integers, or of each lane's."""
+        return self.b.select(self.b.icmp_signed(">", a, b), a, b)
+
+    def any(self, mask: ir.Value) -> ir.Value:
+        """Whether a mask has any lane."""
+        lanes = ir.IntType(self.v)
+        return self.b.icmp_unsigned("!=", self.b.bitcast(mask, lanes), _constant(lanes, 0))
+
     def select(self, condition: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
         return self.b.select(condition, a, b)
 

@@ -84,15 +84,15 @@ def survey(k: Kernel, a: Reader, item: Int, rows: list[ir.Value]) -> None:
     largest = _largest_exponents(k, a, rows)
     unusable = k.b.icmp_signed("==", largest, k.splat_int(EXPONENT))
     base = k.b.sub(largest, k.splat_int(CODES << MANTISSA))
-    base = _larger(k, base, k.splat_int(0))
+    base = k.larger(base, k.splat_int(0))
     k.store(k.b.bitcast(base, k.vector_type), a.bases, item * k.v)
-    count = k.variable(k.choose(_any(k, unusable), UNUSABLE, 0))
+    count = k.variable(k.choose(k.any(unusable), UNUSABLE, 0))
     for lane, row in enumerate(rows):
         own = k.int_broadcast(_bits(k, a.bases, item * k.v + lane))
 
         def look(first: Int, mask: ir.Value | None, row: ir.Value = row, own: ir.Value = own, lane: int = lane) -> None:
             rare = _rare(k, k.b.bitcast(k.load(row, first, mask), k.int_vector_type), own)
-            with k.when(_any(k, rare)):
+            with k.when(k.any(rare)):
                 _list_rare(k, a, item, row, lane, first, count)
 
         along(k, 0, a.channels, look)
@@ -106,22 +106,14 @@ def _largest_exponents(k: Kernel, a: Reader, rows: list[ir.Value]) -> ir.Value:
     def look(first: Int, mask: ir.Value | None) -> None:
         for row, most in zip(rows, largest, strict=True):
             bits = k.b.bitcast(k.load(row, first, mask), k.int_vector_type)
-            most.set(_larger(k, k.b.and_(bits, k.splat_int(EXPONENT)), most.get()))
+            most.set(k.larger(k.b.and_(bits, k.splat_int(EXPONENT)), most.get()))
 
     along(k, 0, a.channels, look)
     columns = transpose(k, [k.b.bitcast(most.get(), k.vector_type) for most in largest])
     result = k.b.bitcast(columns[0], k.int_vector_type)
     for column in columns[1:]:
-        result = _larger(k, result, k.b.bitcast(column, k.int_vector_type))
+        result = k.larger(result, k.b.bitcast(column, k.int_vector_type))
     return result
-
-
-def _larger(k: Kernel, one: ir.Value, other: ir.Value) -> ir.Value:
-    return k.b.select(k.b.icmp_signed(">", one, other), one, other)
-
-
-def _any(k: Kernel, mask: ir.Value) -> ir.Value:
-    return k.b.icmp_unsigned("!=", k.b.bitcast(mask, ir.IntType(k.v)), ir.Constant(ir.IntType(k.v), 0))
 
 
 def _list_rare(k: Kernel, a: Reader, item: Int, row: ir.Value, lane: int, first: Int, count: Variable) -> None:

@@ -310,16 +310,16 @@ def restore(
         return [k.fma(*numbers) for numbers in zip(sums, by, biases, strict=True)]
 
     of_pixels = [k.broadcast(k.load_scalar(factors, pixel)) for pixel in range(len(total))]
-    with k.either(_is_one(k, factors, len(total))) as (one, several):
+    with k.either(_differ(k, factors, len(total))) as (several, one):
+        with several:
+            store([finish(sums, scaled(factor)) for sums, factor in zip(total, of_pixels, strict=True)])
         with one:
             common = scaled(of_pixels[0])
             store([finish(sums, common) for sums in total])
-        with several:
-            store([finish(sums, scaled(factor)) for sums, factor in zip(total, of_pixels, strict=True)])
 
 
-def _is_one(k: Kernel, factors: ir.Value, pixels: int) -> ir.Value:
-    """Whether all pixels have the first one's factor."""
+def _differ(k: Kernel, factors: ir.Value, pixels: int) -> ir.Value:
+    """Whether some pixel has another factor than the first one."""
     first = k.broadcast(k.load_scalar(factors))
     unlike = ir.Constant(k.mask_type, [False] * k.v)
     for start in range(0, pixels, k.v):
@@ -327,8 +327,7 @@ def _is_one(k: Kernel, factors: ir.Value, pixels: int) -> ir.Value:
         unlike = k.b.or_(
             unlike, k.b.and_(own, ir.Constant(k.mask_type, [start + lane < pixels for lane in range(k.v)]))
         )
-    lanes = ir.IntType(k.v)
-    return k.b.icmp_unsigned("==", k.b.bitcast(unlike, lanes), ir.Constant(lanes, 0))
+    return k.any(unlike)
 
 
 def _store(

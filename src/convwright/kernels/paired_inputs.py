@@ -98,10 +98,10 @@ def prepare(
     means = k.mul(squares, k.mul(k.broadcast(a_channel), k.splat(_LIKELY_INSIDE)))
     wanted, usual = _exponents_of_squares(k, means, likely.get())
     exponents, total = k.variable(wanted), k.variable(own_products)
-    with k.when(_not_all(k, k.b.icmp_signed("==", wanted, likely.get()))):
+    with k.when(k.any(k.b.icmp_signed("!=", wanted, likely.get()))):
         change = _powers_of_two(k, k.b.add(k.b.sub(wanted, likely.get()), k.splat_int(127)))
         total.set(k.mul(k.mul(own_products, change), change))
-        with k.when(_not_all(k, usual)):
+        with k.when(k.any(k.b.not_(usual))):
             # Squares too large or too small, or all inputs zeros.
             ones = [k.splat(1.0)]
             (largest,) = look(lambda block, mask: scaled(block, mask, ones, common=True), (largest_of, k.max))
@@ -177,8 +177,3 @@ def _exponents_of_largest(k: Kernel, largest: ir.Value) -> ir.Value:
 
 def _powers_of_two(k: Kernel, exponents: ir.Value) -> ir.Value:
     return k.b.bitcast(k.b.shl(exponents, k.splat_int(23)), k.vector_type)
-
-
-def _not_all(k: Kernel, mask: ir.Value) -> ir.Value:
-    lanes = ir.IntType(k.v)
-    return k.b.icmp_unsigned("!=", k.b.bitcast(mask, lanes), ir.Constant(lanes, -1))

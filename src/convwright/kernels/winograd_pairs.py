@@ -88,10 +88,10 @@ def scale_tile(k: Kernel, a: Reader, s: Scaling, x: ir.Value, size: tuple[int, i
             line = k.advance(d, a.x_row * row)
             total = own.get()
             for col in range(cols):
-                total = _larger(k, total, _size(k, k.load(line, a.x_col * col, mask)))
+                total = k.larger(total, _size(k, k.load(line, a.x_col * col, mask)))
             own.set(total)
         scaled = k.mul(k.b.bitcast(own.get(), k.vector_type), k.load(s.channel_scales, block * k.v))
-        largest.set(_larger(k, largest.get(), _size(k, scaled)))
+        largest.set(k.larger(largest.get(), _size(k, scaled)))
 
     with k.loop(0, a.in_slices) as slice_:
         slice_ = k.opaque_int(slice_)
@@ -101,7 +101,7 @@ def scale_tile(k: Kernel, a: Reader, s: Scaling, x: ir.Value, size: tuple[int, i
             look(k.advance(at, block * a.x_block), block)
         with k.loop(a.channels // k.v, a.blocks) as block:
             look(k.advance(at, block * a.x_block), block, k.mask(0, a.channels % k.v))
-    exponent = k.b.lshr(k.reduced(largest.get(), lambda one, other: _larger(k, one, other)), ir.Constant(I32, 23))
+    exponent = k.b.lshr(k.reduced(largest.get(), k.larger), ir.Constant(I32, 23))
     back = _back(k, exponent)
     with k.loop(0, a.in_slices) as slice_:
         k.store_scalar(back, s.backs, slice_ * a.strip + number)
@@ -118,10 +118,6 @@ def scale_of(k: Kernel, s: Scaling, number: Int) -> ir.Value:
 def _size(k: Kernel, vector: ir.Value) -> ir.Value:
     """Absolute values as integers, which have the order of the floats, infinities and NaN above them."""
     return k.b.and_(k.b.bitcast(vector, k.int_vector_type), k.splat_int(0x7FFFFFFF))
-
-
-def _larger(k: Kernel, one: ir.Value, other: ir.Value) -> ir.Value:
-    return k.b.select(k.b.icmp_signed(">", one, other), one, other)
 
 
 def _back(k: Kernel, exponent: ir.Value) -> ir.Value:
