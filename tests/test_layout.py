@@ -81,6 +81,27 @@ def test_pack_and_unpack_are_the_blocked_layout_and_its_inverse(target: Target, 
 
 
 @each_target
+@pytest.mark.parametrize("border", [(0, 0, 0, 0), (1, 1, 1, 1), (3, 2, 0, 17), (0, 1, 2, 0)])
+def test_pad_copies_the_image_and_zeroes_the_border(target: Target, border: tuple[int, int, int, int]) -> None:
+    rng = np.random.default_rng(1)
+    top, bottom, left, right = border
+    for images, channels, rows, cols in sizes(target):
+        x = guarded(rng.standard_normal((images, channels, rows, cols), dtype=np.float32))
+        want = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+        y = guarded_empty(want.size).reshape(want.shape)
+        height, width = want.shape[2:]
+        values = (
+            {"x": x.ctypes.data, "y": y.ctypes.data + 4 * (top * width + left), "planes": channels, "chunks": 2}
+            | {"chunk_rows": -(-height // 2), "rows": rows, "cols": cols}
+            | {"x_image": channels * rows * cols, "x_plane": rows * cols, "x_row": cols}
+            | {"y_image": channels * height * width, "y_plane": height * width, "y_row": width}
+            | {"top": top, "bottom": bottom, "left": left, "right": right, "places": 0}
+        )
+        call(layout.Layout("pad"), layout.emit, layout.ARGUMENTS, values, images * channels * 2, target, ranges=3)
+        np.testing.assert_array_equal(y, want)
+
+
+@each_target
 @pytest.mark.parametrize("border", [(0, 0, 0, 0), (1, 1, 1, 1), (3, 0, 2, 5), (0, 2, 1, 0), (0, 0, 1, 0)])
 def test_halo_zeroes_the_border_and_keeps_the_image(target: Target, border: tuple[int, int, int, int]) -> None:
     """Each plane of a tensor lies inside zeros, some of which are another plane's too, and is as it was."""

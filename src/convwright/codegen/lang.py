@@ -106,6 +106,14 @@ class Int:
         """Remainder of non-negative numbers."""
         return Int(self.k, self.k.b.urem(self.value, self.k.int_value(other)))
 
+    def unravel(self, *counts: Integer) -> list[Int]:
+        """The indices that this number stands for, the last one fastest: what is left, then one below each count."""
+        rest, indices = self, []
+        for count in reversed(counts):
+            rest, index = rest // count, rest % count
+            indices.append(index)
+        return [rest, *reversed(indices)]
+
     def __lt__(self, other: Integer) -> ir.Value:
         return self.k.b.icmp_signed("<", self.value, self.k.int_value(other))
 

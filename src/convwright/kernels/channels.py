@@ -108,8 +108,7 @@ def emit(config: Channels, target: Target) -> ir.Module:
     k = Kernel(target)
     a = ARGUMENTS.read(k)
     with k.loop(k.begin, k.end) as item:
-        part, block = item // a.blocks, item % a.blocks
-        image, chunk = part // a.chunks, part % a.chunks
+        image, chunk, block = item.unravel(a.chunks, a.blocks)
         x = k.advance(a.x, image * a.x_image)
         y = k.advance(a.y, image * a.y_image + block * a.y_block)
         lanes = None if config.kind == "copy" else k.load_ints(a.lanes, block * k.v)

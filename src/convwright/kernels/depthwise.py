@@ -99,8 +99,7 @@ def emit(tile: DepthwiseTile, target: Target) -> ir.Module:
     k = Kernel(target)
     a = tile.arguments.read(k)
     with k.loop(k.begin, k.end) as item:
-        part, block = item // a.blocks, item % a.blocks
-        image, chunk = part // a.chunks, part % a.chunks
+        image, chunk, block = item.unravel(a.chunks, a.blocks)
         x = k.advance(a.x, image * a.x_image + block * a.x_block)
         y = k.advance(a.y, image * a.y_image + block * a.y_block)
         residual = k.advance(a.residual, image * a.r_image + block * a.r_block)

@@ -94,8 +94,7 @@ def emit(tile: DepthwisePlanesTile, target: Target) -> ir.Module:
     a = ARGUMENTS.read(k)
     columns = 3 + len(tile.loads)
     with k.loop(k.begin, k.end) as item:
-        plane, strip = item // a.strips, item % a.strips
-        image, channel = plane // a.out_channels, plane % a.out_channels
+        image, channel, strip = item.unravel(a.out_channels, a.strips)
         x_plane = k.advance(a.x, image * a.x_image + channel // a.multiplier * a.x_channel)
         y_plane = k.advance(a.y, image * a.y_image + channel * a.y_channel)
         w = k.advance(a.w, channel * a.filter)

@@ -198,8 +198,7 @@ def emit(config: Elementwise, target: Target) -> ir.Module:
     a = config.arguments.read(k)
     used = set(_used(config.expression))
     with k.loop(k.begin, k.end) as item:
-        part, block = item // a.blocks, item % a.blocks
-        image, chunk = part // a.chunks, part % a.chunks
+        image, chunk, block = item.unravel(a.chunks, a.blocks)
         y = k.advance(a.y, image * a.y_image + block * a.y_block)
         # What is the same for the whole item is loaded here: the stores might alias it, as far as LLVM can tell.
         fixed: dict[int, ir.Value] = {}

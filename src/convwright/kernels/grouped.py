@@ -100,8 +100,7 @@ def emit(tile: GroupedTile, target: Target) -> ir.Module:
     u = turns(tile.shared)
     vector_floats = a.group_blocks * a.taps_high * a.taps_wide * (tile.shared * k.v)
     with k.loop(k.begin, k.end) as item:
-        plane, chunk = item // a.chunks, item % a.chunks
-        image, vector = plane // a.vectors, plane % a.vectors
+        image, vector, chunk = item.unravel(a.vectors, a.chunks)
         block = vector // a.group_vectors * a.group_blocks
         x = k.advance(a.x, image * a.x_image + block * a.x_block)
         y = k.advance(a.y, image * a.y_image + vector * a.y_block)

@@ -69,10 +69,7 @@ def emit(tile: PackWords, target: Target) -> ir.Module:
     full = k.v * CHANNELS[tile.form]
     zero = load_byte(k, a.zero, tile.signed)
     with k.loop(k.begin, k.end) as item:
-        plane, chunk = item // a.chunks, item % a.chunks
-        block, rest = plane % a.blocks, plane // a.blocks
-        group, rest = rest % a.groups, rest // a.groups
-        depth, image = rest % a.depths, rest // a.depths
+        image, depth, group, block, chunk = item.unravel(a.depths, a.groups, a.blocks, a.chunks)
         plane_in = depth - a.front
         there = image * a.x_image + group * a.x_group + block * full * a.x_channel + plane_in * a.x_depth
         x = advance_bytes(k, a.x, there)

@@ -66,8 +66,7 @@ def emit(layout: Layout, target: Target) -> ir.Module:
     k = Kernel(target)
     a = ARGUMENTS.read(k)
     with k.loop(k.begin, k.end) as item:
-        part, plane = item // a.planes, item % a.planes
-        image, chunk = part // a.chunks, part % a.chunks
+        image, chunk, plane = item.unravel(a.chunks, a.planes)
         planar = 0 if layout.placed else plane * k.v
         x_plane = planar if layout.kind == "pack" else plane
         y_plane = planar if layout.kind == "unpack" else plane

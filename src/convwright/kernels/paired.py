@@ -132,9 +132,7 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
     channels = k.b.sitofp((a.blocks * k.v + (k.v // 2 if tile.half else 0)).value, k.scalar_type)
     a_channel = k.div(ir.Constant(k.scalar_type, 1.0), channels)
     with k.loop(k.begin, k.end) as item:
-        rest, group = item // a.groups, item % a.groups
-        rest, strip = rest // a.strips, rest % a.strips
-        part, image = rest // a.images, rest % a.images
+        part, image, strip, group = item.unravel(a.images, a.strips, a.groups)
         first = k.smaller(strip * a.strip, a.all_pixels - a.strip)
         pixels = k.b.gep(a.pixels, [(first * PIXEL_COLUMNS).value], source_etype=I64)
         x = k.advance(a.x, image * a.x_image + group * a.x_group)

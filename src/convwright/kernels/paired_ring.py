@@ -27,7 +27,7 @@ ARGUMENTS = Arguments(
     "x w bias y scratch pixels places channel_scales squares out_scales",
     # work: item -> (part of the output vectors, image, strip of pixels); part_turns: how many times `outs` vectors make
     # a part; blocks: of all groups; others: blocks that a group reads; again: blocks that are copied twice
-    "parts part_turns vectors images strips strip all_pixels blocks others again groups group_blocks group_vectors "
+    "part_turns vectors images strips strip all_pixels blocks others again groups group_blocks group_vectors "
     "x_image w_out y_image y_block scratch_thread",
 )
 
@@ -79,8 +79,7 @@ def emit(tile: RingTile, target: Target) -> ir.Module:
     of_all = k.advance(factors, turns * numbers)
     a_channel = k.div(ir.Constant(k.scalar_type, 1.0), k.b.sitofp((a.blocks * k.v).value, k.scalar_type))
     with k.loop(k.begin, k.end) as item:
-        rest, strip = item // a.strips, item % a.strips
-        part, image = rest // a.images, rest % a.images
+        part, image, strip = item.unravel(a.images, a.strips)
         first = k.smaller(strip * a.strip, a.all_pixels - a.strip)
         pixels = k.b.gep(a.pixels, [(first * PIXEL_COLUMNS).value], source_etype=I64)
         inputs = Inputs(a.places, a.channel_scales, a.blocks)

@@ -174,8 +174,7 @@ class _Windows:
     def emit(self) -> None:
         k, a = self.k, self.a
         with k.loop(k.begin, k.end) as item:
-            part, block = item // a.blocks, item % a.blocks
-            image, chunk = part // a.chunks, part % a.chunks
+            image, chunk, block = item.unravel(a.chunks, a.blocks)
             if self.tile.deep:
                 front, self.slices, counted_slices = self.clip(
                     image * a.stride_deep - a.pad_front, a.in_slices, a.pad_behind, a.taps_deep, a.dilation_deep

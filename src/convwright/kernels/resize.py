@@ -130,8 +130,7 @@ def emit(config: Resize, target: Target) -> ir.Module:
     k = Kernel(target)
     a = ARGUMENTS.read(k)
     with k.loop(k.begin, k.end) as item:
-        plane, chunk = item // a.chunks, item % a.chunks
-        image, block = plane // a.blocks, plane % a.blocks
+        image, block, chunk = item.unravel(a.blocks, a.chunks)
         x = k.advance(a.x, image * a.x_image + block * a.x_block)
         y = k.advance(a.y, image * a.y_image + block * a.y_block)
         first = chunk * a.chunk_rows

@@ -141,10 +141,7 @@ def emit(tile: WinogradTile, target: Target) -> ir.Module:
     products = k.advance(inputs, v_place * places)
     behind = k.advance(products, m_place * places)
     with k.loop(k.begin, k.end) as item:
-        rest, strip = item // a.strips, item % a.strips
-        rest, chunk = rest // a.chunks, rest % a.chunks
-        rest, image = rest // a.images, rest % a.images
-        group, part = rest // a.parts, rest % a.parts
+        group, part, image, chunk, strip = item.unravel(a.parts, a.images, a.chunks, a.strips)
         first = k.smaller(strip * a.strip, a.all_tiles - a.strip)
         slice_at = k.smaller(chunk * a.chunk_slices, a.out_slices - a.chunk_slices)
         x = k.advance(a.x, image * a.x_image + group * a.blocks * a.x_block + slice_at * a.x_slice)
