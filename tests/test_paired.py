@@ -222,7 +222,7 @@ def random_case(seed: int, target: Target) -> tuple[Case, lowering.Cut | None]:
         )
         size = random_size(rng, spec)
         pixels = int(np.prod(spec.output_size(size)))
-        if pixels >= lowering._FEWEST_PIXELS:
+        if pixels >= lowering.FEWEST_PIXELS:
             break
     case = Case(
         spec,

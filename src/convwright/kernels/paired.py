@@ -137,13 +137,11 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
         pixels = k.b.gep(a.pixels, [(first * PIXEL_COLUMNS).value], source_etype=I64)
         x = k.advance(a.x, image * a.x_image + group * a.x_group)
         channel_scales = k.advance(a.channel_scales, group * a.scales_group)
-        inputs, weights = (
-            Inputs(a.places, channel_scales, a.blocks, tile.half),
-            Weights(a.w, a.w_out, a.squares, a.blocks),
-        )
+        inputs = Inputs(a.places, channel_scales, a.blocks, tile.half)
+        weights = Weights(a.w, a.w_out, a.squares, a.blocks)
         likely = k.variable(k.splat_int(ONE))
         with k.loop(0, turns) as turn:
-            own = k.b.gep(pixels, [(_start(k, a, tile, turn) * PIXEL_COLUMNS).value], source_etype=I64)
+            own = k.b.gep(pixels, [(start_of(k, a, tile.tiles, turn) * PIXEL_COLUMNS).value], source_etype=I64)
             of_turn = [k.advance(base, turn * (k.v * vectors_of(tile, k.v))) for base in (sums, factors)]
             together = min(TOGETHER, tile.tiles)
             with k.loop(0, tile.tiles, together) as wanted:
@@ -162,16 +160,16 @@ def emit(tile: PairedTile, target: Target) -> ir.Module:
         stop = k.minimum(start + a.part_turns * tile.outs, a.vectors)
         with k.loop(start, stop, tile.outs) as wanted, k.loop(0, turns) as turn:
             out = group * a.vectors + k.smaller(wanted, a.vectors - tile.outs)
-            own = k.b.gep(pixels, [(_start(k, a, tile, turn) * PIXEL_COLUMNS).value], source_etype=I64)
+            own = k.b.gep(pixels, [(start_of(k, a, tile.tiles, turn) * PIXEL_COLUMNS).value], source_etype=I64)
             of_turn = [k.advance(base, turn * (k.v * vectors_of(tile, k.v))) for base in (sums, factors)]
             total = multiply(k, weights, tile, k.advance(room, turn * tile_floats), of_turn[0], out, turn % 4)
             _store(k, a, tile, total, y, residual, own, of_turn[1], out)
     return k.finish()
 
 
-def _start(k: Kernel, a: Reader, tile: PairedTile, turn: Int) -> Int:
+def start_of(k: Kernel, a: Reader, tiles: int, turn: Int) -> Int:
     """The first pixel of a register tile, counted in the strip: the last tile is moved back inside."""
-    return k.smaller(turn * tile.tiles, a.strip - tile.tiles)
+    return k.smaller(turn * tiles, a.strip - tiles)
 
 
 def vectors_of(tile: PairedTile, v: int) -> int:

@@ -46,23 +46,23 @@ def prepare(
     - ``to``: where the copies go, ``[block][pixel][v]``, blocks ``apart`` pixels from each other.
     - ``sums``, ``factors``: of each pixel the sum of its a1 a2, and what its outputs are multiplied by.
     """
-    firsts = ir.Constant(k.mask_type, [lane % 2 == 0 and lane // 2 in IN_PAIRS for lane in range(k.v)])
 
-    def scaled(block: Integer, mask: ir.Value | None, by: Sequence[ir.Value], common: bool = False) -> list[ir.Value]:
-        """A block of each pixel, multiplied by its channels' scales and by each of ``by``, or by what is common."""
+    def scaled(block: Integer, mask: ir.Value | None, by: ir.Value | None = None) -> list[ir.Value]:
+        """A block of each pixel, multiplied by its channels' scales, and those by ``by``."""
         scales, here = k.load(a.channel_scales, block * k.v, mask), k.advance(x, k.load_int(a.places, block))
-        if common:
-            scales, by = k.mul(scales, by[0]), ()
-        vectors = [k.mul(k.load(here, place, mask), scales) for place in pixels]
-        return [k.mul(vector, own) for vector, own in zip(vectors, by, strict=True)] if by else vectors
+        scales = scales if by is None else k.mul(scales, by)
+        return [k.mul(k.load(here, place, mask), scales) for place in pixels]
+
+    def sized(block: Integer, mask: ir.Value | None) -> list[ir.Value]:
+        """A block of each pixel, multiplied by the pixel's own power of two too."""
+        return [k.mul(vector, own) for vector, own in zip(scaled(block, mask), scales_of(exponents.get()), strict=True)]
 
     def store(vectors: Sequence[ir.Value], block: Integer) -> None:
         for pixel, vector in enumerate(vectors):
             k.store(vector, to, block * (apart * k.v) + pixel * k.v)
 
     def products(so_far: ir.Value, vector: ir.Value) -> ir.Value:
-        seconds = k.shuffle(vector, vector, [lane ^ 1 for lane in range(k.v)])
-        return k.select(firsts, k.fma(vector, seconds, so_far), so_far)
+        return add_own_products(k, so_far, vector)
 
     def squares_of(so_far: ir.Value, vector: ir.Value) -> ir.Value:
         return k.fma(vector, vector, so_far)
@@ -86,7 +86,7 @@ def prepare(
         return [of_lanes(k, [one.get() for one in own], over) for (_, over), own in zip(looks, results, strict=True)]
 
     def copied(block: Integer, mask: ir.Value | None) -> list[ir.Value]:
-        vectors = scaled(block, mask, [_powers_of_two(k, likely.get())], common=True)
+        vectors = scaled(block, mask, _powers_of_two(k, likely.get()))
         store(vectors, block)
         return vectors
 
@@ -99,21 +99,17 @@ def prepare(
     wanted, usual = _exponents_of_squares(k, means, likely.get())
     exponents, total = k.variable(wanted), k.variable(own_products)
     with k.when(k.any(k.b.icmp_signed("!=", wanted, likely.get()))):
-        change = _powers_of_two(k, k.b.add(k.b.sub(wanted, likely.get()), k.splat_int(127)))
+        change = _powers_of_two(k, k.b.add(k.b.sub(wanted, likely.get()), k.splat_int(ONE)))
         total.set(k.mul(k.mul(own_products, change), change))
         with k.when(k.any(k.b.not_(usual))):
             # Squares too large or too small, or all inputs zeros.
-            ones = [k.splat(1.0)]
-            (largest,) = look(lambda block, mask: scaled(block, mask, ones, common=True), (largest_of, k.max))
+            (largest,) = look(scaled, (largest_of, k.max))
             exponents.set(k.select(usual, wanted, _exponents_of_largest(k, largest)))
-            scales = scales_of(exponents.get())
-            (again,) = look(lambda block, mask: scaled(block, mask, scales), (products, k.add))
+            (again,) = look(sized, (products, k.add))
             total.set(k.select(usual, total.get(), again))
-        scales = scales_of(exponents.get())
-        _each_block(k, a, lambda block, mask: store(scaled(block, mask, scales), block))
-        last = [len(pixels) - 1] * k.v
-        next_ones = k.select(usual, wanted, likely.get())
-        likely.set(k.shuffle(next_ones, next_ones, last))
+        _each_block(k, a, lambda block, mask: store(sized(block, mask), block))
+        of_pixels = k.select(usual, wanted, likely.get())
+        likely.set(k.shuffle(of_pixels, of_pixels, [len(pixels) - 1] * k.v))
     back = _powers_of_two(k, k.b.sub(k.splat_int(254), exponents.get()))
     for vector, base in ((total.get(), sums), (back, factors)):
         if len(pixels) == 4:
@@ -121,6 +117,13 @@ def prepare(
         else:
             for pixel in range(len(pixels)):
                 k.store_scalar(k.extract(vector, pixel), base, pixel)
+
+
+def add_own_products(k: Kernel, so_far: ir.Value, vector: ir.Value) -> ir.Value:
+    """``so_far`` and the a1 a2 of a pixel's block of channels, each in the lane of its a1."""
+    firsts = ir.Constant(k.mask_type, [lane % 2 == 0 and lane // 2 in IN_PAIRS for lane in range(k.v)])
+    seconds = k.shuffle(vector, vector, [lane ^ 1 for lane in range(k.v)])
+    return k.select(firsts, k.fma(vector, seconds, so_far), so_far)
 
 
 def of_lanes(k: Kernel, vectors: Sequence[ir.Value], over: _Combine) -> ir.Value:
@@ -171,7 +174,7 @@ def _exponents_of_largest(k: Kernel, largest: ir.Value) -> ir.Value:
     nearest that has an inverse; for zeros one whose inverse is 0: nothing is left of how their sums are rounded."""
     wanted = k.b.sub(k.splat_int(255), _exponents_of(k, largest))
     wanted = k.select(k.b.icmp_signed(">", wanted, k.splat_int(253)), k.splat_int(253), wanted)
-    wanted = k.select(k.b.icmp_signed("<", wanted, k.splat_int(1)), k.splat_int(1), wanted)
+    wanted = k.larger(wanted, k.splat_int(1))
     return k.select(k.b.fcmp_ordered("==", largest, k.splat(0.0)), k.splat_int(254), wanted)
 
 

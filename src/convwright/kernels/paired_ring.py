@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from convwright.codegen.lang import I64, Int, Kernel
+from convwright.codegen.lang import I64, Kernel
 from convwright.codegen.target import Target
 from convwright.kernels.arguments import Arguments, Reader
-from convwright.kernels.paired import PIXEL_COLUMNS, PairedTile, Weights, multiply, restore, vectors_of
-from convwright.kernels.paired_inputs import IN_PAIRS, ONE, TOGETHER, Inputs, of_lanes, prepare
+from convwright.kernels.paired import PIXEL_COLUMNS, PairedTile, Weights, multiply, restore, start_of, vectors_of
+from convwright.kernels.paired_inputs import ONE, TOGETHER, Inputs, add_own_products, of_lanes, prepare
 
 ARGUMENTS = Arguments(
     # as in `kernels.paired`; weights, squares and scales of outputs are those of one group after another, channels in
@@ -87,7 +87,7 @@ def emit(tile: RingTile, target: Target) -> ir.Module:
         x, y = k.advance(a.x, image * a.x_image), k.advance(a.y, image * a.y_image)
         likely = k.variable(k.splat_int(ONE))
         with k.loop(0, turns) as turn:
-            own = k.b.gep(pixels, [(_start(k, a, tile, turn) * PIXEL_COLUMNS).value], source_etype=I64)
+            own = k.b.gep(pixels, [(start_of(k, a, tile.tiles, turn) * PIXEL_COLUMNS).value], source_etype=I64)
             together = min(TOGETHER, tile.tiles)
             with k.loop(0, tile.tiles, together) as wanted:
                 pixel = k.smaller(wanted, tile.tiles - together)
@@ -100,7 +100,7 @@ def emit(tile: RingTile, target: Target) -> ir.Module:
         start = part * a.part_turns * tile.outs
         stop = k.minimum(start + a.part_turns * tile.outs, a.vectors)
         with k.loop(start, stop, tile.outs) as out, k.loop(0, turns) as turn:
-            own = k.b.gep(pixels, [(_start(k, a, tile, turn) * PIXEL_COLUMNS).value], source_etype=I64)
+            own = k.b.gep(pixels, [(start_of(k, a, tile.tiles, turn) * PIXEL_COLUMNS).value], source_etype=I64)
             group = out // a.group_vectors
             ring = (group + 1) % a.groups * a.group_blocks
             at = k.advance(room, turn * tile_floats + ring * (tile.tiles * k.v))
@@ -118,11 +118,6 @@ def emit(tile: RingTile, target: Target) -> ir.Module:
     return k.finish()
 
 
-def _start(k: Kernel, a: Reader, tile: RingTile, turn: Int) -> Int:
-    """The first pixel of a register tile, counted in the strip: the last tile is moved back inside."""
-    return k.smaller(turn * tile.tiles, a.strip - tile.tiles)
-
-
 def _make_rings(
     k: Kernel, a: Reader, to: ir.Value, pixels: int, apart: int, of_all: ir.Value, of_rings: ir.Value, numbers: int
 ) -> None:
@@ -131,16 +126,13 @@ def _make_rings(
     - ``to``: ``[block][pixel][v]``, blocks ``apart`` pixels from each other.
     - ``of_all``: the sums over all channels; ``of_rings``: where those of each group's ring go, ``numbers`` apart.
     """
-    counted = ir.Constant(k.vector_type, [float(lane % 2 == 0 and lane // 2 in IN_PAIRS) for lane in range(k.v)])
     all_sums = [k.load_scalar(of_all, pixel) for pixel in range(pixels)]
     with k.loop(0, a.groups) as group:
         totals = [k.variable(k.splat(0.0)) for _ in range(pixels)]
         with k.loop(group * a.group_blocks, (group + 1) * a.group_blocks) as block:
             for pixel, total in enumerate(totals):
-                vector = k.load(to, block * (apart * k.v) + pixel * k.v)
-                seconds = k.shuffle(vector, vector, [lane ^ 1 for lane in range(k.v)])
-                total.set(k.fma(vector, seconds, total.get()))
-        own = of_lanes(k, [k.mul(total.get(), counted) for total in totals], k.add)
+                total.set(add_own_products(k, total.get(), k.load(to, block * (apart * k.v) + pixel * k.v)))
+        own = of_lanes(k, [total.get() for total in totals], k.add)
         for pixel, of_pixel in enumerate(all_sums):
             k.store_scalar(k.b.fsub(of_pixel, k.extract(own, pixel)), of_rings, group * numbers + pixel)
     with k.loop(0, a.again) as block:

@@ -141,7 +141,11 @@ def emit(tile: WinogradTile, target: Target) -> ir.Module:
     products = k.advance(inputs, v_place * places)
     behind = k.advance(products, m_place * places)
     with k.loop(k.begin, k.end) as item:
-        group, part, image, chunk, strip = item.unravel(a.parts, a.images, a.chunks, a.strips)
+        # Not `unravel`, which loads all counts first: on AVX2 two more of a tile's addresses would be spilled.
+        rest, strip = item // a.strips, item % a.strips
+        rest, chunk = rest // a.chunks, rest % a.chunks
+        rest, image = rest // a.images, rest % a.images
+        group, part = rest // a.parts, rest % a.parts
         first = k.smaller(strip * a.strip, a.all_tiles - a.strip)
         slice_at = k.smaller(chunk * a.chunk_slices, a.out_slices - a.chunk_slices)
         x = k.advance(a.x, image * a.x_image + group * a.blocks * a.x_block + slice_at * a.x_slice)
@@ -206,10 +210,10 @@ def _transform_inputs(
             by = k.mul(scale, k.load(scaling.channel_scales, block * k.v)) if scaling else None
 
             def load(row: Integer, col: Integer) -> ir.Value:
-                place = a.x_row * row + a.x_col * col
+                offset = a.x_row * row + a.x_col * col
                 if fetched and not at_once:
-                    k.prefetch(ahead, place)
-                value = k.load(d, place)
+                    k.prefetch(ahead, offset)
+                value = k.load(d, offset)
                 return k.mul(value, by) if by else value
 
             def store(row: Integer, vectors: Sequence[ir.Value]) -> None:

@@ -250,9 +250,7 @@ class Builder:
             apart = size * whole.channels if blocked is whole else high * wide  # floats from image to image
             rows, cols = (1, high * wide) if blocked.flat else (high, wide)
             tile = layout_kernels.conversion(kind, whole.channels, cols, self.target, places is not None)
-            chunks = min(rows, max(1, self.threads * 2 // max(1, blocked.n * blocks)))
-            chunk_rows = -(-rows // chunks)
-            pieces = -(-rows // chunk_rows)
+            chunk_rows, pieces = cut_evenly(rows, self.threads * 2 // max(1, blocked.n * blocks))
             at = Ref(plain.buffer, plain.offset + 4 * number * size * whole.channels)
             strides = {
                 "blocked": (blocked.ref, blocked.image, blocked.block, blocked.row), "plain": (at, apart, size, cols),
@@ -286,9 +284,7 @@ class Builder:
         value.image, value.block, value.row, value.halo = channels * plane, plane, row, halo
         if any(halo):
             rows = top + high + bottom
-            chunks = min(rows, max(1, -(-2 * self.threads // (n * channels))))
-            chunk_rows = -(-rows // chunks)
-            pieces = -(-rows // chunk_rows)
+            chunk_rows, pieces = self.chunks(rows, n * channels)
             arguments = {
                 "x": source.ref, "y": value.ref, "planes": channels, "chunks": pieces,
                 "chunk_rows": chunk_rows, "rows": high, "cols": wide,
@@ -333,20 +329,46 @@ class Builder:
         self.tables.append(array)
         return Ref(Buffer(array.nbytes, "static", array=array))
 
-    def chunks(self, total: int, others: int, share: int = 2) -> int:
-        """Into how many pieces to cut ``total`` rows, beside ``others`` independent items, so that all threads work."""
-        return max(1, min(total, -(-share * self.threads // max(1, others))))
+    def chunks(self, total: int, others: int, share: int = 2) -> tuple[int, int]:
+        """The rows of a piece, and how many pieces ``total`` rows are cut into, beside ``others`` independent items, so
+        that all threads work."""
+        return cut_evenly(total, -(-share * self.threads // max(1, others)))
 
-    def row_chunks(self, rows: int, images: int, blocks: int) -> int:
-        """Into how many pieces to cut the rows of a step whose work items are (image, piece, block).
+    def row_chunks(self, rows: int, images: int, blocks: int) -> tuple[int, int]:
+        """As `chunks`, of a step whose work items are (image, piece, block).
 
         Each thread is to get rows of all blocks, as it does in convolutions before and behind: what one thread writes
         and another reads comes from the other's cache, at ten times the time where these are far apart.
         """
-        pieces = self.chunks(rows, images * blocks)
+        length, count = self.chunks(rows, images * blocks)
         if images % self.threads and rows >= _FEWEST_ROWS * self.threads:
-            pieces = -(-pieces // self.threads) * self.threads
-        return pieces
+            return cut_evenly(rows, -(-count // self.threads) * self.threads)
+        return length, count
+
+
+def cut_evenly(total: int, pieces: int) -> tuple[int, int]:
+    """The length of so many pieces of a total, and how many there are then: at most as many as the total."""
+    length = -(-total // max(1, min(total, pieces)))
+    return length, -(-total // length)
+
+
+@dataclass(frozen=True, slots=True)
+class LongRows:
+    """Planes whose rows follow each other without a gap, as if `joined` rows were one, so that a piece is a single row:
+    what kernels that go over rows take for them."""
+
+    rows: int
+    cols: int
+    joined: int
+    chunk_rows: int
+
+    @classmethod
+    def of(cls, size: tuple[int, int], chunk_rows: int, chunks: int, flat: bool) -> LongRows:
+        """`size`: rows and columns; `flat`: whether there are no gaps. Pieces not all as long stay as they are."""
+        rows, cols = size
+        if not flat or chunk_rows * chunks != rows:
+            return cls(rows, cols, 1, chunk_rows)
+        return cls(chunks, chunk_rows * cols, chunk_rows, 1)
 
 
 def aligned(nbytes: int) -> int:

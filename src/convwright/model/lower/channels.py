@@ -9,7 +9,7 @@ import numpy as np
 from convwright.graph.shape_rules.movement import slice_ranges, split_sizes
 from convwright.graph.shape_rules.scope import Scope, axis_of
 from convwright.kernels import channels as kernels
-from convwright.model.builder import Builder
+from convwright.model.builder import Builder, LongRows
 from convwright.model.fuse import Layer
 from convwright.model.values import NO_HALO, Halo, Ref, Value, blocks_of, planes
 
@@ -125,19 +125,14 @@ def choose_step(b: Builder, x: Value, y: Value, channels: np.ndarray, why: str) 
 
 
 def _choose_planes(b: Builder, choice: kernels.Choice, x: Value, y: Value, why: str) -> None:
-    rows, cols = y.size
-    parts = b.row_chunks(rows, x.n, choice.blocks)
-    joined = 1
-    if x.flat and y.flat and rows % parts == 0:
-        joined = rows // parts
-        rows, cols = parts, joined * cols
-    chunk_rows = -(-rows // parts)
-    chunks = -(-rows // chunk_rows)
+    chunk_rows, chunks = b.row_chunks(y.size[0], x.n, choice.blocks)
+    long = LongRows.of(y.size, chunk_rows, chunks, x.flat and y.flat)
     start = y.offset + 4 * choice.first_block * y.block
     arguments = {
         "x": x.ref, "y": Ref(y.buffer, start), "offsets": b.static(choice.offsets), "lanes": b.static(choice.lanes),
-        "blocks": choice.blocks, "chunks": chunks, "chunk_rows": chunk_rows, "rows": rows, "cols": cols,
-        "x_image": x.image, "x_row": x.row * joined, "y_image": y.image, "y_block": y.block, "y_row": y.row * joined,
+        "blocks": choice.blocks, "chunks": chunks, "chunk_rows": long.chunk_rows, "rows": long.rows, "cols": long.cols,
+        "x_image": x.image, "x_row": x.row * long.joined,
+        "y_image": y.image, "y_block": y.block, "y_row": y.row * long.joined,
     }  # fmt: skip
     b.step(choice.config.name(b.target), kernels, choice.config, arguments, x.n * choice.blocks * chunks, [x], [y], why)
 

@@ -156,9 +156,7 @@ def add(
         layer.epilogue,
     )
     blocks = blocks_of(g.out_channels, v)
-    chunks = b.row_chunks(rows, x.n, blocks)
-    chunk_rows = -(-rows // chunks)
-    chunks = -(-rows // chunk_rows)
+    chunk_rows, chunks = b.row_chunks(rows, x.n, blocks)
     arguments = {
         "x": b.inside(x, g), "w": b.static(packed), "bias": b.static(bias), "y": y.ref,
         "residual": residual.ref if residual else 0,

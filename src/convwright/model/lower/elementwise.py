@@ -9,7 +9,7 @@ import numpy as np
 
 from convwright.graph import Node
 from convwright.kernels import activations, elementwise
-from convwright.model.builder import Builder
+from convwright.model.builder import Builder, LongRows
 from convwright.model.fuse import Layer, activation_of
 from convwright.model.values import Value, blocks_of, planes
 
@@ -125,19 +125,14 @@ def _emit_planes(b: Builder, expression: Any, operands: list[_Operand], y: Value
     tile = elementwise.Elementwise(expression, tuple(operand.kind for operand in operands))
     blocks = blocks_of(y.channels, b.v)
     large = [operand.value for operand in operands if operand.kind in ("full", "pixel") and operand.value is not None]
-    rows, cols = y.size
+    rows = y.size[0]
     # Factors of channels mostly come from a pool over the plane, for which a thread has read all rows of its blocks.
     scaled = any(operand.kind == "channel" for operand in operands)
-    parts = b.chunks(rows, y.n * blocks) if scaled else b.row_chunks(rows, y.n, blocks)
-    joined = 1
-    if y.flat and all(value.flat for value in large) and rows % parts == 0:
-        joined = rows // parts
-        rows, cols = parts, joined * cols
-    chunk_rows = -(-rows // parts)
-    chunks = -(-rows // chunk_rows)
+    chunk_rows, chunks = b.chunks(rows, y.n * blocks) if scaled else b.row_chunks(rows, y.n, blocks)
+    long = LongRows.of(y.size, chunk_rows, chunks, y.flat and all(value.flat for value in large))
     arguments: dict[str, Any] = {
-        "y": y.ref, "blocks": blocks, "chunks": chunks, "chunk_rows": chunk_rows, "rows": rows, "cols": cols,
-        "y_image": y.image, "y_block": y.block, "y_row": y.row * joined,
+        "y": y.ref, "blocks": blocks, "chunks": chunks, "chunk_rows": long.chunk_rows,
+        "rows": long.rows, "cols": long.cols, "y_image": y.image, "y_block": y.block, "y_row": y.row * long.joined,
     }  # fmt: skip
     for place, operand in enumerate(operands):
         arguments[f"x{place}"] = operand.ref
@@ -145,6 +140,6 @@ def _emit_planes(b: Builder, expression: Any, operands: list[_Operand], y: Value
         repeated = value is None or operand.kind == "scalar" or value.n == 1
         arguments[f"x{place}_image"] = 0 if value is None or repeated else value.image
         arguments[f"x{place}_block"] = value.block if value is not None else b.v
-        arguments[f"x{place}_row"] = value.row * joined if value is not None else 0
+        arguments[f"x{place}_row"] = value.row * long.joined if value is not None else 0
     reads = [operand.value for operand in operands if operand.value is not None]
     b.step(tile.name(b.target), elementwise, tile, arguments, y.n * blocks * chunks, reads, [y], "elementwise")

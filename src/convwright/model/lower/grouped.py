@@ -127,8 +127,7 @@ def add(b: Builder, layer: Layer, g: Geometry, x: Value, y: Value, residual: Val
     )  # fmt: skip
     vectors = blocks_of(g.out_channels, v)
     row_tiles = -(-rows // shape.rows)
-    chunk_tiles = -(-row_tiles // b.chunks(row_tiles, x.n * vectors))
-    chunks = -(-row_tiles // chunk_tiles)
+    chunk_tiles, chunks = b.chunks(row_tiles, x.n * vectors)
     arguments = {
         "x": b.inside(x, g), "w": b.static(packed), "bias": b.static(bias), "y": y.ref,
         "residual": residual.ref if residual else 0,

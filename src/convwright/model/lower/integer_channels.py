@@ -71,9 +71,7 @@ def pack_input(b: Builder, layer: IntegerLayer) -> Words:
         joined = next(count for count in range(rows, 0, -1) if rows % count == 0 and rows // count >= least)
     tile = integer_layout.pack_words(form, layer.signed, own, cols * joined, b.target)
     high_joined = high // joined
-    chunks = b.chunks(high_joined, planes)
-    chunk_rows = -(-high_joined // chunks)
-    chunks = -(-high_joined // chunk_rows)
+    chunk_rows, chunks = b.chunks(high_joined, planes)
     plane = rows * cols
     arguments = {
         "x": x.ref, "zero": layer.zero_ref(b), "y": value.ref,

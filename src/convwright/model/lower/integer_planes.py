@@ -99,9 +99,7 @@ def _pack_input(b: Builder, layer: IntegerLayer) -> Planes:
     image = deep * depth
     value = b.plain_room((x.n * image + b.v,), np.dtype(np.int32))  # the last vector of a small plane reads past it
     planes = x.n * deep * layer.spec.groups
-    chunks = b.chunks(high, planes)
-    chunk_rows = -(-high // chunks)
-    chunks = -(-high // chunk_rows)
+    chunk_rows, chunks = b.chunks(high, planes)
     scratch_channel = wide + b.v * stride
     scratch_thread = -(-layer.own_in * scratch_channel // 64) * 64
     scratch = b.plain_room((scratch_thread * b.threads,), np.dtype(np.uint8))
@@ -136,7 +134,7 @@ def _convolve(b: Builder, layer: IntegerLayer, planes: Planes) -> None:
     out_tiles = -(-layer.own_out // shape.outs)
     step = shape.cols * b.v
     others = layer.x.n * spec.groups * out_tiles
-    chunks = max(-(-4 * planes.group // _INPUT_BYTES), b.chunks(-(-pixels // step), others))
+    chunks = max(-(-4 * planes.group // _INPUT_BYTES), b.chunks(-(-pixels // step), others)[1])
     each = -(-pixels // chunks)
     chunk_pixels = -(-each // step) * step
     chunks = -(-pixels // chunk_pixels)

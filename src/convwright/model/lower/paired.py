@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from convwright.model.problem import Algorithm, Problem
 from convwright.model.values import Buffer, Order, Ref, Value, blocks_of
 from convwright.runtime.machine import adds_beside_multiply_adds, caches
 
-_FEWEST_PIXELS = 8  # fewer sums would wait for each other
+FEWEST_PIXELS = 8  # fewer sums would wait for each other
 # Estimated in the units of `tiles.step_cycles`: cycles in which two vectors are multiplied and added, so that one here
 # is two of a machine that does one a cycle. A product is 1 / 1.41 of a multiply-add, where the counts of instructions
 # allow 11 / 16; of more than `_NEAR`, whose inputs and weights come from far, 1 / 1.3.
@@ -63,8 +63,8 @@ def why_not(p: Problem) -> str | None:
         return f"{spec.in_channels} input channels and kernel {spec.kernel}: they must be a multiple of {multiple}"
     if p.numerics == "strict":
         return "numerics is strict"
-    if math.prod(p.out_size) < _FEWEST_PIXELS:
-        return f"output {p.out_size}: fewer than {_FEWEST_PIXELS} pixels"
+    if math.prod(p.out_size) < FEWEST_PIXELS:
+        return f"output {p.out_size}: fewer than {FEWEST_PIXELS} pixels"
     return None
 
 
@@ -93,8 +93,8 @@ def _tiles(reduction: int, target: Target) -> list[tuple[int, int]]:
 
 
 def _tiles_of(reduction: int, out_channels: int, target: Target) -> list[tuple[int, int, bool]]:
-    """As `_tiles`, of as many channels; then whether the last vector is half of one, which tiles of all vectors can
-    have."""
+    """As `_tiles`, by no more vectors than a group has; then whether the last of these is half of one. A tile has that
+    where it is by all of the group's vectors."""
     vectors = blocks_of(out_channels, target.vector)
     tiles = [(most, outs, False) for most, outs in _tiles(reduction, target) if outs <= vectors]
     if vectors in _MOST_HALVED and direct.ends_in_half(out_channels, target):
@@ -242,9 +242,11 @@ def add(
     else:
         shape = g.out_channels, g.own_channels, *g.kernel
         packed = paired_weights.packed(b, node.inputs[1], shape, g.groups, read, made)
-        name = node.input(2)
-        biases = partial(b.weights.bias_in_lanes, order=made, form="direct") if made else b.weights.bias
-        bias = biases(name, g.out_channels)
+        bias = (
+            b.weights.bias(node.input(2), g.out_channels)
+            if made is None
+            else (b.weights.bias_in_lanes(node.input(2), g.out_channels, made, "direct"))
+        )
     lanes = _lanes(g, read, x, b.target) if read is not None else None
     gathered = None if lanes is None else lanes.config.sources if lanes.config.kind != "gather" else 0
     scratch_thread = paired.scratch_floats(c.strip, c.tiles, blocks, v, gathered is not None)
@@ -272,9 +274,8 @@ def add(
         arguments |= {"sources": b.static(lanes.offsets), "lanes": b.static(lanes.lanes)}
     kind = outputs.kind if outputs else "1x1" if g.kernel == (1, 1) else "dense"
     kind = f"{kind} in {g.groups} groups" if g.groups > 1 else kind
-    why = (
-        f"{kind}, products in pairs: {c.strips} strips of {c.strip} pixels, {c.tiles} pixels by {tile.vectors} vectors"
-    )
+    why = f"{kind}, products in pairs: {c.strips} strips of {c.strip} pixels, "
+    why += f"{c.tiles} pixels by {tile.vectors} vectors"
     reads = [x, residual] if residual else [x]
     items = g.groups * c.parts * x.n * c.strips
     b.step(tile.name(b.target), paired, tile, arguments, items, reads, [y], why, g.macs * x.n)

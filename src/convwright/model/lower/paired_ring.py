@@ -14,7 +14,7 @@ from convwright.kernels.paired_ring import RingTile
 from convwright.model.builder import Builder
 from convwright.model.geometry import geometry_of
 from convwright.model.lower import paired_weights
-from convwright.model.lower.paired import Cut, cut_of, pixels_of, tallest
+from convwright.model.lower.paired import FEWEST_PIXELS, Cut, cut_of, pixels_of, tallest
 from convwright.model.lower.paired_weights import Packed
 from convwright.model.packing import Rows
 from convwright.model.problem import Problem
@@ -22,7 +22,6 @@ from convwright.model.values import Buffer, Ref, Value
 from convwright.runtime.machine import adds_beside_multiply_adds, caches
 from convwright.runtime.memory import aligned_empty
 
-_FEWEST_PIXELS = 8  # fewer sums would wait for each other
 # Vectors of outputs of a register tile, all of one group. Where groups have one vector alone, HetConv of 56 x 56, 64
 # channels, takes 179 us on one thread in pairs and 174 without.
 _OUTS = 2
@@ -32,7 +31,7 @@ def pays(p: Problem, part: int) -> bool:
     """Whether the machine adds beside its multiply-adds, there are pixels enough to fill its pipes, and outputs enough
     for what a pixel's copy costs; ``p``: the dense problem."""
     vectors = p.spec.out_channels // part // p.target.vector
-    return adds_beside_multiply_adds(p.target) and math.prod(p.out_size) >= _FEWEST_PIXELS and vectors % _OUTS == 0
+    return adds_beside_multiply_adds(p.target) and math.prod(p.out_size) >= FEWEST_PIXELS and vectors % _OUTS == 0
 
 
 @lru_cache(maxsize=1024)
@@ -61,7 +60,7 @@ def add(b: Builder, p: Problem, part: int, weight: str, bias: np.ndarray, at: Re
         "pixels": b.static(pixels_of(g, x, y, None, v, (1, 1))), "places": b.static(np.arange(part * own) * x.block),
         "channel_scales": b.static(packed.channel_scales), "squares": b.static(packed.squares),
         "out_scales": b.static(packed.out_scales),
-        "parts": c.parts, "part_turns": -(-turns // c.parts), "vectors": part * own_out, "images": x.n,
+        "part_turns": -(-turns // c.parts), "vectors": part * own_out, "images": x.n,
         "strips": c.strips, "strip": c.strip, "all_pixels": math.prod(g.out_size),
         "blocks": part * own, "others": (part - 1) * own, "again": paired_ring.copied_twice(part, own),
         "groups": part, "group_blocks": own, "group_vectors": own_out,

@@ -60,9 +60,9 @@ def packed(
         matrix = matrix if order is None else np.take_along_axis(matrix, np.argsort(order), 1)
         return matrix.reshape(outputs, *kernel, own).transpose(0, 3, 1, 2)
 
-    key = tuple(own.name for own in (read, made) if own is not None)
+    orders = tuple(order.name if order is not None else "" for order in (read, made))
     lanes = outputs if made is None else made.lanes
-    return packed_rows(b, name, (read is not None, *key), (lanes, flat[1]), rows, back, groups)
+    return packed_rows(b, name, orders, (lanes, flat[1]), rows, back, groups)
 
 
 def packed_rows(

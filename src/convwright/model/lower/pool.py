@@ -87,8 +87,7 @@ def _add(
     kernel, stride, dilation, padding = windows
     blocks = blocks_of(x.channels, b.v)
     rows = y.size[0]
-    chunk_rows = -(-rows // b.row_chunks(rows, images, blocks))
-    chunks = -(-rows // chunk_rows)
+    chunk_rows, chunks = b.row_chunks(rows, images, blocks)
     arguments = {
         "x": x.ref, "y": y.ref, "blocks": blocks, "chunks": chunks, "chunk_rows": chunk_rows,
         "in_rows": x.size[0], "in_cols": x.size[1], "out_rows": rows, "out_cols": y.size[1],

@@ -55,8 +55,7 @@ def lower(b: Builder, layer: Layer) -> None:
     tile = resize.Resize(layer.node.attributes.get("mode", "nearest"))
     blocks = blocks_of(x.channels, b.v)
     rows, cols = y.size
-    chunk_rows = -(-rows // b.chunks(rows, x.n * blocks))
-    chunks = -(-rows // chunk_rows)
+    chunk_rows, chunks = b.chunks(rows, x.n * blocks)
     arguments = {
         "x": x.ref, "y": y.ref, "blocks": blocks, "chunks": chunks, "chunk_rows": chunk_rows,
         "rows": rows, "cols": cols, "x_image": x.image, "x_block": x.block,
